@@ -1,0 +1,55 @@
+package config
+
+import "path/filepath"
+
+// Layout is where a host keeps what belongs to understudy.
+type Layout struct {
+	Root   string // "/" on a real host
+	Config string // understudy.yaml
+	SSL    string // cluster-ssl: certificates and keys
+	Units  string // unit files, in dev mode
+	State  string // what must survive a reboot
+	Run    string // what must not
+	Log    string // cluster.log
+}
+
+// Paths returns the layout under root; an empty root is "/".
+func Paths(root string) Layout {
+	if root == "" {
+		root = "/"
+	}
+	at := func(p string) string { return filepath.Join(root, p) }
+	return Layout{
+		Root:   at("/"),
+		Config: at("etc/understudy/understudy.yaml"),
+		SSL:    at("etc/understudy/cluster-ssl"),
+		Units:  at("etc/systemd/system"),
+		State:  at("var/lib/understudy"),
+		Run:    at("run/understudy"),
+		Log:    at("var/log/understudy"),
+	}
+}
+
+// Verdict is where consul-watcher writes what it judged.
+func (l Layout) Verdict() string { return filepath.Join(l.Run, "verdict.json") }
+
+// Files is where file-sync writes how complete the folders are.
+func (l Layout) Files() string { return filepath.Join(l.Run, "files.json") }
+
+// InitSocket is where the supervisor of a dev node answers.
+func (l Layout) InitSocket() string { return filepath.Join(l.Run, "init.sock") }
+
+// Handler is the durable state of handler-runner: its state, promise and epoch.
+func (l Layout) Handler() string { return filepath.Join(l.State, "handler.json") }
+
+// Membership is how far start or join has come on this host.
+func (l Layout) Membership() string { return filepath.Join(l.State, "membership.json") }
+
+// ConsulData and ConsulConfig belong to the local Consul agent.
+func (l Layout) ConsulData() string { return filepath.Join(l.State, "consul") }
+
+// ConsulConfig is the agent's configuration file, written by start and join.
+func (l Layout) ConsulConfig() string { return filepath.Join(l.State, "consul.json") }
+
+// FileSync is Syncthing's database and its kept versions.
+func (l Layout) FileSync() string { return filepath.Join(l.State, "file-sync") }
