@@ -1,0 +1,100 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+// Client calls the API of other nodes. It keeps its connections open, so that
+// an election does not wait for handshakes.
+type Client struct{ http *http.Client }
+
+// NewClient returns a client that shows and checks certificates as conf says.
+// The address of a node is a name of its certificate.
+func NewClient(conf *tls.Config) *Client {
+	return &Client{&http.Client{Transport: &http.Transport{
+		TLSClientConfig:     conf,
+		DialContext:         (&net.Dialer{Timeout: 2 * time.Second, KeepAlive: 5 * time.Second}).DialContext,
+		TLSHandshakeTimeout: 5 * time.Second,
+		MaxIdleConnsPerHost: 2,
+		IdleConnTimeout:     5 * time.Minute,
+	}}}
+}
+
+// Ping asks whether the node's daemons answer.
+func (c *Client) Ping(ctx context.Context, n cluster.Node) error {
+	return c.call(ctx, http.MethodGet, n, "ping", nil, nil)
+}
+
+// Report asks what the node tells of itself.
+func (c *Client) Report(ctx context.Context, n cluster.Node) (r cluster.Report, err error) {
+	return r, c.call(ctx, http.MethodGet, n, "node", nil, &r)
+}
+
+// Detach asks the node to promise and to tell its final position.
+func (c *Client) Detach(ctx context.Context, n cluster.Node, epoch cluster.Epoch) (a cluster.Answer, err error) {
+	return a, c.call(ctx, http.MethodPost, n, "detach", DetachRequest{epoch}, &a)
+}
+
+// SetActive asks the active node to hand over to target.
+func (c *Client) SetActive(ctx context.Context, active cluster.Node, target string) error {
+	return c.call(ctx, http.MethodPost, active, "set-active", SetActiveRequest{target}, nil)
+}
+
+// Join asks the manager at address (IP:port) to let this node in.
+func (c *Client) Join(ctx context.Context, address string, in JoinRequest) (out JoinReply, err error) {
+	return out, c.do(ctx, http.MethodPost, "https://"+address+"/api/v1/join", address, in, &out)
+}
+
+func (c *Client) call(ctx context.Context, method string, n cluster.Node, path string, in, out any) error {
+	host := net.JoinHostPort(n.Address, strconv.Itoa(n.Ports.API))
+	return c.do(ctx, method, "https://"+host+"/api/v1/"+path, n.Name+" ("+host+")", in, out)
+}
+
+// do sends in as JSON and decodes the answer into out. An answer that is not
+// 2xx becomes an *Error.
+func (c *Client) do(ctx context.Context, method, url, who string, in, out any) error {
+	var body bytes.Buffer
+	if in != nil {
+		if err := json.NewEncoder(&body).Encode(in); err != nil {
+			return fmt.Errorf("ask %s: %w", who, err)
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, url, &body)
+	if err != nil {
+		return fmt.Errorf("ask %s: %w", who, err)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return fmt.Errorf("ask %s: %w", who, err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	if err != nil {
+		return fmt.Errorf("ask %s: %w", who, err)
+	}
+	if resp.StatusCode/100 != 2 {
+		e := &Error{Status: resp.StatusCode}
+		if err := json.Unmarshal(text, e); err != nil || e.Message == "" {
+			return fmt.Errorf("ask %s: HTTP %s", who, resp.Status)
+		}
+		return fmt.Errorf("%s: %w", who, e)
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.Unmarshal(text, out); err != nil {
+		return fmt.Errorf("ask %s: %w", who, err)
+	}
+	return nil
+}

@@ -1,0 +1,108 @@
+package api
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"net/http"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+// Admitter lets new members in.
+type Admitter interface {
+	// Admit checks the token, registers the node and signs its certificate.
+	// Errors are *Error.
+	Admit(ctx context.Context, r JoinRequest) (JoinReply, error)
+}
+
+// Backend is what the API serves.
+type Backend struct {
+	Node    Node
+	Admit   Admitter
+	Members func(ctx context.Context) (cluster.View, error)
+	// Caller tells whose verified certificate a connection carries.
+	Caller func(*tls.ConnectionState) (name string, ok bool)
+}
+
+const maxBody = 1 << 20
+
+// Handler is the API. Everything but joining asks for the certificate of a
+// member.
+func Handler(b Backend) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /api/v1/join", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, r, func(ctx context.Context, in JoinRequest) (any, error) { return b.Admit.Admit(ctx, in) })
+	})
+	mux.Handle("GET /api/v1/ping", b.members(func(w http.ResponseWriter, r *http.Request) {
+		reply(w, http.StatusOK, struct{}{})
+	}))
+	mux.Handle("GET /api/v1/node", b.members(func(w http.ResponseWriter, r *http.Request) {
+		reply(w, http.StatusOK, b.Node.Report(r.Context()))
+	}))
+	mux.Handle("POST /api/v1/detach", b.members(func(w http.ResponseWriter, r *http.Request) {
+		answer(w, r, func(ctx context.Context, in DetachRequest) (any, error) { return b.Node.Detach(ctx, in.Epoch) })
+	}))
+	mux.Handle("POST /api/v1/set-active", b.members(func(w http.ResponseWriter, r *http.Request) {
+		if !b.Node.Active() {
+			fail(w, Errorf(http.StatusConflict, CodeNotActive, "this node is not the active one"))
+			return
+		}
+		answer(w, r, func(ctx context.Context, in SetActiveRequest) (any, error) {
+			return struct{}{}, b.Node.HandOver(ctx, in.Node)
+		})
+	}))
+	return mux
+}
+
+// DetachRequest is the body of POST /api/v1/detach; the reply is a
+// cluster.Answer.
+type DetachRequest struct {
+	Epoch cluster.Epoch `json:"epoch"`
+}
+
+// SetActiveRequest is the body of POST /api/v1/set-active.
+type SetActiveRequest struct {
+	Node string `json:"node"`
+}
+
+// members lets only callers through whose certificate names a present member:
+// a certificate outlives the membership of its node.
+func (b Backend) members(next http.HandlerFunc) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		name, ok := b.Caller(r.TLS)
+		if !ok {
+			fail(w, Errorf(http.StatusForbidden, CodeForbidden, "a certificate of a member is needed"))
+			return
+		}
+		if view, err := b.Members(r.Context()); err == nil {
+			if _, removed := view.Removed[name]; removed {
+				fail(w, Errorf(http.StatusForbidden, CodeRemoved, "%s was removed from the cluster", name))
+				return
+			}
+		}
+		next(w, r)
+	})
+}
+
+// answer decodes a body, calls do and encodes what it returns.
+func answer[In any](w http.ResponseWriter, r *http.Request, do func(context.Context, In) (any, error)) {
+	var in In
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&in); err != nil {
+		fail(w, Errorf(http.StatusBadRequest, CodeBadRequest, "the body cannot be read: %v", err))
+		return
+	}
+	out, err := do(r.Context(), in)
+	var known *Error
+	switch {
+	case errors.As(err, &known):
+		fail(w, known)
+	case err != nil:
+		fail(w, Errorf(http.StatusConflict, CodeFailed, "%v", err))
+	default:
+		reply(w, http.StatusOK, out)
+	}
+}

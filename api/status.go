@@ -1,0 +1,114 @@
+package api
+
+import (
+	"context"
+	"crypto/subtle"
+	"encoding/json"
+	"net/http"
+	"strings"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+// Node is what the HTTP surfaces need of the handler.
+type Node interface {
+	Active() bool // without I/O
+	Report(ctx context.Context) cluster.Report
+	Detach(ctx context.Context, epoch cluster.Epoch) (cluster.Answer, error)
+	HandOver(ctx context.Context, target string) error
+}
+
+// StatusOptions shape the plain HTTP port.
+type StatusOptions struct {
+	Paths     []string // aliases of /status
+	BasicAuth string   // user:password; empty: none is asked for
+}
+
+// StatusHandler answers load balancers: /status with 200 on the active node and
+// 400 elsewhere, and the paths that users of Patroni know with 200 or 503.
+func StatusHandler(n Node, o StatusOptions) http.Handler {
+	mux := http.NewServeMux()
+	status := func(w http.ResponseWriter, r *http.Request) { serveStatus(w, r, n) }
+	for _, p := range append([]string{"/status"}, o.Paths...) {
+		mux.HandleFunc(p, status)
+	}
+	health := func(path string, ok func(cluster.Report) bool) {
+		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+			if !readOnly(w, r) {
+				return
+			}
+			report, code := n.Report(r.Context()), http.StatusOK
+			if !ok(report) {
+				code = http.StatusServiceUnavailable
+			}
+			reply(w, code, statusOf(report))
+		})
+	}
+	health("/leader", func(r cluster.Report) bool { return r.Open })
+	health("/replica", func(r cluster.Report) bool { return r.State == cluster.Standby && r.Streaming })
+	health("/health", func(r cluster.Report) bool { return r.Open || r.State == cluster.Standby && r.Streaming })
+	health("/ready", func(r cluster.Report) bool { return r.Open || r.State == cluster.Standby && r.Streaming })
+	health("/live", func(cluster.Report) bool { return true })
+	if o.BasicAuth == "" {
+		return mux
+	}
+	return basicAuth(mux, o.BasicAuth)
+}
+
+func serveStatus(w http.ResponseWriter, r *http.Request, n Node) {
+	if !readOnly(w, r) {
+		return
+	}
+	report, code := n.Report(r.Context()), http.StatusBadRequest
+	if report.Open && n.Active() {
+		code = http.StatusOK
+	}
+	reply(w, code, statusOf(report))
+}
+
+func statusOf(r cluster.Report) Status {
+	s := Status{Status: "standby", Node: r.Node, Cluster: r.Cluster, Role: r.State, Mode: "majority", Epoch: r.Epoch, Services: r.Services}
+	if r.Open {
+		s.Status = "active"
+	}
+	s.Removed = r.State == cluster.Leaving
+	return s
+}
+
+// readOnly lets GET and HEAD through, answers OPTIONS, and refuses the rest.
+func readOnly(w http.ResponseWriter, r *http.Request) bool {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead:
+		return true
+	case http.MethodOptions:
+		w.Header().Set("Allow", "GET, HEAD, OPTIONS")
+		w.WriteHeader(http.StatusOK)
+	default:
+		w.Header().Set("Allow", "GET, HEAD, OPTIONS")
+		fail(w, Errorf(http.StatusMethodNotAllowed, CodeBadRequest, "%s is not supported here", r.Method))
+	}
+	return false
+}
+
+func basicAuth(next http.Handler, want string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		user, password, _ := r.BasicAuth()
+		got := user + ":" + password
+		if subtle.ConstantTimeCompare([]byte(got), []byte(strings.TrimSpace(want))) != 1 {
+			w.Header().Set("WWW-Authenticate", `Basic realm="understudy"`)
+			fail(w, Errorf(http.StatusUnauthorized, CodeForbidden, "user name or password is wrong"))
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func reply(w http.ResponseWriter, code int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(code)
+	// The client may have gone; there is nobody to tell.
+	_ = json.NewEncoder(w).Encode(body)
+}
+
+func fail(w http.ResponseWriter, e *Error) { reply(w, e.Status, e) }

@@ -1,0 +1,504 @@
+package checkrunner
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+type post struct {
+	at     time.Duration // since the start
+	ok     bool
+	output string
+}
+
+// agent is a Consul agent by hand.
+type agent struct {
+	mu         sync.Mutex
+	start      time.Time
+	down       error
+	registered []map[cluster.Check]time.Duration
+	posts      map[cluster.Check][]post
+}
+
+func (a *agent) Register(_ context.Context, ttls map[cluster.Check]time.Duration) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.down == nil {
+		a.registered = append(a.registered, maps.Clone(ttls))
+	}
+	return a.down
+}
+
+func (a *agent) Post(_ context.Context, c cluster.Check, ok bool, output string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.down == nil {
+		a.posts[c] = append(a.posts[c], post{time.Since(a.start), ok, output})
+	}
+	return a.down
+}
+
+func (a *agent) since(c cluster.Check, from time.Duration) (out []post) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, p := range a.posts[c] {
+		if p.at >= from {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// views hands over what is put into it.
+type views chan cluster.View
+
+func (v views) Watch(ctx context.Context, changed func(cluster.View)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case view := <-v:
+			changed(view)
+		}
+	}
+}
+
+// database is a PostgreSQL server by hand.
+type database struct {
+	mu     sync.Mutex
+	refuse error
+	hang   bool
+	role   Role
+	lost   chan struct{} // closed: the held connection is gone
+}
+
+func (d *database) probe(ctx context.Context) error {
+	d.mu.Lock()
+	refuse, hang := d.refuse, d.hang
+	d.mu.Unlock()
+	if hang {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return refuse
+}
+
+func (d *database) Ping(context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.refuse
+}
+
+func (d *database) Select1(ctx context.Context) error { return d.probe(ctx) }
+
+func (d *database) Role(ctx context.Context) (Role, error) {
+	err := d.probe(ctx)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.role, err
+}
+
+func (d *database) Hold(ctx context.Context) error {
+	d.mu.Lock()
+	refuse, lost := d.refuse, d.lost
+	d.mu.Unlock()
+	if refuse != nil {
+		return refuse
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-lost:
+		return errors.New("unexpected EOF")
+	}
+}
+
+func (d *database) die() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.refuse = errors.New("connection refused")
+	close(d.lost)
+}
+
+func (d *database) rise() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.refuse, d.lost = nil, make(chan struct{})
+}
+
+// units is a unit manager by hand, with events.
+type units struct {
+	mu      sync.Mutex
+	state   map[string]cluster.Tri
+	hang    bool
+	changes chan string
+}
+
+func (u *units) State(ctx context.Context, unit string) (cluster.Tri, string, error) {
+	u.mu.Lock()
+	state, hang := u.state[unit], u.hang
+	u.mu.Unlock()
+	if hang {
+		<-ctx.Done()
+		return cluster.Unknown, "", ctx.Err()
+	}
+	return state, "seen", nil
+}
+
+func (u *units) Events(ctx context.Context, changed func(string)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case unit := <-u.changes:
+			changed(unit)
+		}
+	}
+}
+
+func (u *units) set(unit string, s cluster.Tri) {
+	u.mu.Lock()
+	u.state[unit] = s
+	u.mu.Unlock()
+}
+
+var (
+	_ Poster     = (*agent)(nil)
+	_ Views      = views(nil)
+	_ Database   = (*database)(nil)
+	_ Units      = (*units)(nil)
+	_ UnitEvents = (*units)(nil)
+)
+
+// bench is a healthy standby, node2 of three, with its check-runner running.
+type bench struct {
+	Options
+	agent    *agent
+	views    views
+	database *database
+	units    *units
+}
+
+func healthyStandby() *bench {
+	s, role := followingTrio()
+	b := &bench{
+		agent:    &agent{start: time.Now(), posts: map[cluster.Check][]post{}},
+		views:    make(views, 1),
+		database: &database{role: role, lost: make(chan struct{})},
+		units: &units{state: map[string]cluster.Tri{"web.service": cluster.Yes, "worker.service": cluster.Yes},
+			changes: make(chan string)},
+	}
+	b.views <- s.view
+	b.Options = Options{
+		Node: "node2", Kind: cluster.Manager,
+		Always: []string{"web.service"}, Leader: []string{"worker.service"},
+		Poster: b.agent, Views: b.views, Database: b.database, Units: b.units,
+		Files: func() (cluster.FilesReport, error) {
+			return cluster.FilesReport{Complete: cluster.Yes, At: time.Now()}, nil
+		},
+		Logger: slog.New(slog.DiscardHandler),
+	}
+	return b
+}
+
+// during runs check-runner in a bubble while f goes on.
+func during(t *testing.T, prepare func(*bench), f func(*bench)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		b := healthyStandby()
+		prepare(b)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- Run(ctx, b.Options) }()
+		f(b)
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("run: %v", err)
+		}
+	})
+}
+
+func asIs(*bench) {}
+
+// wait lets d of the bubble's time pass and all that is due happen.
+func wait(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func withOptions(v cluster.View, o cluster.Options) cluster.View {
+	v.Info = &cluster.Info{Options: o}
+	return v
+}
+
+// A healthy node renews every check in time, and does little else.
+func TestHealthyNode(t *testing.T) {
+	during(t, asIs, func(b *bench) {
+		wait(time.Minute)
+		for check, ttl := range cluster.Checks() {
+			posts := b.agent.since(check, 0)
+			for i, p := range posts {
+				if !p.ok {
+					t.Errorf("%s fails at %s: %s", check, p.at, p.output)
+				}
+				if i > 0 && p.at-posts[i-1].at >= ttl {
+					t.Errorf("%s was left alone from %s to %s, its TTL is %s", check, posts[i-1].at, p.at, ttl)
+				}
+			}
+			if n, most := len(posts), int(time.Minute/(ttl/3))+3; n == 0 || n > most {
+				t.Errorf("%s was posted %d times in a minute, want 1 to %d", check, n, most)
+			}
+		}
+		if got := b.agent.since(cluster.CheckRole, 30*time.Second)[0].output; got != "streaming from node1, timeline 3, 120 bytes behind" {
+			t.Errorf("role: %q", got)
+		}
+		if n := len(b.agent.since(cluster.CheckHeartbeat, 1)); n != 4 {
+			t.Errorf("heartbeats in a minute after the first: %d, want 4", n)
+		}
+		if n := len(b.agent.registered); n != 1 {
+			t.Errorf("registered %d times, want once", n)
+		}
+	})
+}
+
+// The connection to the database breaks between two ticks: port and answer fail
+// in the same instant of the bubble's clock, and pass soon after it is back.
+func TestLostConnectionIsNoticedAtOnce(t *testing.T) {
+	during(t, asIs, func(b *bench) {
+		wait(10*time.Second + 123*time.Millisecond)
+		died := time.Since(b.agent.start)
+		b.database.die()
+		synctest.Wait()
+		for _, check := range []cluster.Check{cluster.CheckPort, cluster.CheckAnswer, cluster.CheckRole} {
+			posts := b.agent.since(check, died)
+			if len(posts) != 1 || posts[0].ok || posts[0].at != died {
+				t.Errorf("%s: %v, want one failure at %s", check, posts, died)
+			}
+		}
+		if posts := b.agent.since(cluster.CheckServices, died); len(posts) != 0 {
+			t.Errorf("services were posted: %v", posts)
+		}
+		wait(3 * time.Second)
+		b.database.rise()
+		rose := time.Since(b.agent.start)
+		wait(200 * time.Millisecond)
+		for _, check := range []cluster.Check{cluster.CheckPort, cluster.CheckAnswer, cluster.CheckRole} {
+			if posts := b.agent.since(check, rose); len(posts) != 1 || !posts[0].ok {
+				t.Errorf("%s: %v, want one pass within 200 ms", check, posts)
+			}
+		}
+		// The held connection is back as well: a second death is seen at once.
+		wait(2*time.Second + 77*time.Millisecond)
+		died = time.Since(b.agent.start)
+		b.database.die()
+		synctest.Wait()
+		if posts := b.agent.since(cluster.CheckPort, died); len(posts) != 1 || posts[0].ok {
+			t.Errorf("second death: %v, want one failure at %s", posts, died)
+		}
+	})
+}
+
+// A backend is terminated and the server lives: nothing fails.
+func TestTerminatedConnectionAlone(t *testing.T) {
+	during(t, asIs, func(b *bench) {
+		wait(10 * time.Second)
+		close(b.database.lost)
+		synctest.Wait()
+		b.database.rise()
+		wait(10 * time.Second)
+		for _, p := range b.agent.since(cluster.CheckPort, 0) {
+			if !p.ok {
+				t.Errorf("port fails at %s: %s", p.at, p.output)
+			}
+		}
+	})
+}
+
+// Without check_fail_fast the TTL decides: nothing is said for 5 s, and then
+// the reason.
+func TestWithoutFailFast(t *testing.T) {
+	during(t, func(b *bench) {
+		b.views <- withOptions(<-b.views, cluster.Options{"check_fail_fast": "false"})
+	}, func(b *bench) {
+		wait(10 * time.Second)
+		died := time.Since(b.agent.start)
+		b.database.die()
+		wait(3 * time.Second)
+		if posts := b.agent.since(cluster.CheckPort, died); len(posts) > 1 || len(posts) == 1 && !posts[0].ok {
+			t.Errorf("posted within the TTL: %v", posts)
+		}
+		wait(3 * time.Second)
+		posts := b.agent.since(cluster.CheckPort, died+time.Second)
+		if len(posts) == 0 || posts[0].ok || posts[0].output != "does not accept connections: connection refused" {
+			t.Errorf("after the TTL: %v", posts)
+		}
+	})
+}
+
+// A frozen server still accepts connections in its kernel: the answer fails,
+// after a second, and the checks that do not need the database go on (trap 42).
+func TestFrozenServer(t *testing.T) {
+	during(t, asIs, func(b *bench) {
+		wait(10 * time.Second)
+		b.database.mu.Lock()
+		b.database.hang = true
+		b.database.mu.Unlock()
+		b.units.mu.Lock()
+		b.units.hang = true
+		b.units.mu.Unlock()
+		wait(ttl/3 + 1100*time.Millisecond)
+		posts := b.agent.since(cluster.CheckAnswer, 10*time.Second+1)
+		if len(posts) == 0 || posts[len(posts)-1].ok || posts[len(posts)-1].output != "does not answer select 1: no answer in time" {
+			t.Errorf("answer: %v", posts)
+		}
+		wait(10 * time.Second)
+		for _, check := range []cluster.Check{cluster.CheckPort, cluster.CheckFiles} {
+			posts := b.agent.since(check, 15*time.Second)
+			if len(posts) < 2 || !posts[0].ok {
+				t.Errorf("%s was held up: %v", check, posts)
+			}
+		}
+		posts = b.agent.since(cluster.CheckServices, 17*time.Second)
+		if len(posts) == 0 || posts[0].ok {
+			t.Errorf("services: %v, want a failure after the TTL", posts)
+		}
+	})
+}
+
+// The multiplier changes while check-runner runs: new TTLs, new pace.
+func TestMultiplierChanges(t *testing.T) {
+	during(t, asIs, func(b *bench) {
+		wait(10 * time.Second)
+		s, _ := followingTrio()
+		b.views <- withOptions(s.view, cluster.Options{"check_ttl_multiplier": "3"})
+		wait(time.Second)
+		last := b.agent.registered[len(b.agent.registered)-1]
+		if len(b.agent.registered) != 2 || last[cluster.CheckPort] != 15*time.Second || last[cluster.CheckHeartbeat] != 105*time.Second {
+			t.Errorf("registered: %v", b.agent.registered)
+		}
+		wait(time.Minute)
+		if n := len(b.agent.since(cluster.CheckPort, 12*time.Second)); n < 11 || n > 13 {
+			t.Errorf("port was posted %d times in a minute, want 12", n)
+		}
+	})
+}
+
+// Consul is away for a while: nothing is lost, the checks are registered again.
+func TestConsulAway(t *testing.T) {
+	during(t, func(b *bench) { b.agent.down = errors.New("connection refused") }, func(b *bench) {
+		set := func(err error) { b.agent.mu.Lock(); b.agent.down = err; b.agent.mu.Unlock() }
+		wait(5 * time.Second)
+		set(nil)
+		wait(2 * time.Second)
+		if len(b.agent.registered) != 1 || len(b.agent.since(cluster.CheckPort, 0)) == 0 {
+			t.Errorf("after the start without Consul: registered %v", b.agent.registered)
+		}
+		set(errors.New("connection refused"))
+		wait(20 * time.Second)
+		set(nil)
+		back := time.Since(b.agent.start)
+		wait(3 * time.Second)
+		if len(b.agent.registered) < 2 {
+			t.Error("the checks were not registered again")
+		}
+		if posts := b.agent.since(cluster.CheckPort, back); len(posts) == 0 || !posts[0].ok {
+			t.Errorf("port after Consul came back: %v", posts)
+		}
+	})
+}
+
+// A failover to another node, with receivers that need two seconds: the role
+// check of a standby never fails.
+func TestRegularFailoverDoesNotFlap(t *testing.T) {
+	during(t, asIs, func(b *bench) {
+		role := func(change func(*Role)) { b.database.mu.Lock(); change(&b.database.role); b.database.mu.Unlock() }
+		wait(10 * time.Second)
+		role(func(r *Role) { r.Streaming = false }) // the active died
+		wait(time.Second)
+		s, _ := followingTrio()
+		s.view.NextMaster = cluster.Assignment{Node: "node3", Epoch: 5}
+		s.view.Leader.Held = false
+		b.views <- s.view
+		role(func(r *Role) { r.UpstreamHost = "" })
+		wait(2 * time.Second)
+		s.view.Leader = cluster.Leader{Node: "node3", Epoch: 5, Held: true, Ready: true}
+		b.views <- s.view
+		wait(2 * time.Second)
+		role(func(r *Role) { r.UpstreamHost, r.Streaming, r.Timeline = "10.0.0.3", true, 4 })
+		wait(10 * time.Second)
+		posts := b.agent.since(cluster.CheckRole, 0)
+		for i, p := range posts {
+			if !p.ok || i > 0 && p.at-posts[i-1].at >= ttl {
+				t.Errorf("the role failed, or its TTL ended, at %s: %s", p.at, p.output)
+			}
+		}
+		if last := posts[len(posts)-1]; last.output != "streaming from node3, timeline 4, 120 bytes behind" {
+			t.Errorf("at the end: %q", last.output)
+		}
+	})
+}
+
+// A leader unit counts on the active node alone, and a death is noticed at once.
+func TestLeaderUnits(t *testing.T) {
+	during(t, func(b *bench) { b.units.set("worker.service", cluster.No) }, func(b *bench) {
+		wait(10 * time.Second)
+		for _, p := range b.agent.since(cluster.CheckServices, 0) {
+			if !p.ok {
+				t.Errorf("a standby misses a leader unit: %s", p.output)
+			}
+		}
+		s, _ := followingTrio()
+		s.view.Leader.Node = "node2"
+		b.views <- s.view
+		wait(time.Second) // it may take a moment to start
+		b.units.set("worker.service", cluster.Yes)
+		wait(10*time.Second + 321*time.Millisecond)
+		for _, p := range b.agent.since(cluster.CheckServices, 0) {
+			if !p.ok {
+				t.Errorf("the new active fails while its leader unit starts: %s", p.output)
+			}
+		}
+		b.units.set("worker.service", cluster.No)
+		died := time.Since(b.agent.start)
+		b.units.changes <- "worker.service"
+		synctest.Wait()
+		posts := b.agent.since(cluster.CheckServices, died)
+		if len(posts) != 1 || posts[0].ok || posts[0].output != "not running: worker.service (seen)" {
+			t.Errorf("a dead leader unit: %v", posts)
+		}
+	})
+}
+
+func TestRunnerHasTwoChecks(t *testing.T) {
+	during(t, func(b *bench) { b.Kind, b.Database, b.Files = cluster.Runner, nil, nil }, func(b *bench) {
+		wait(20 * time.Second)
+		want := map[cluster.Check]time.Duration{cluster.CheckServices: 5 * time.Second, cluster.CheckHeartbeat: 35 * time.Second}
+		if !maps.Equal(b.agent.registered[0], want) {
+			t.Errorf("registered %v, want %v", b.agent.registered[0], want)
+		}
+		if posts := b.agent.since(cluster.CheckServices, 0); len(posts) == 0 || !posts[0].ok {
+			t.Errorf("services: %v", posts)
+		}
+	})
+}
+
+func TestIncompleteOptions(t *testing.T) {
+	for name, change := range map[string]func(*Options){
+		"node": func(o *Options) { o.Node = "" }, "kind": func(o *Options) { o.Kind = "" },
+		"database": func(o *Options) { o.Database = nil }, "files": func(o *Options) { o.Files = nil },
+	} {
+		o := healthyStandby().Options
+		change(&o)
+		if err := Run(t.Context(), o); err == nil {
+			t.Errorf("without %s: no error", name)
+		}
+	}
+}

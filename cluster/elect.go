@@ -1,0 +1,223 @@
+package cluster
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Answer is what a node says when it is asked to detach for an epoch. It has
+// promised, durably, to take no WAL of an earlier epoch, so its position is
+// final: no older active can collect its acknowledgement any more.
+type Answer struct {
+	Node     string   `json:"node"`
+	Epoch    Epoch    `json:"epoch"`    // the promise
+	Position Position `json:"position"` // durable end of its WAL
+	History  History  `json:"history,omitempty"`
+	SystemID string   `json:"system_id"`
+	Complete Tri      `json:"complete"`          // its data directory is a whole copy
+	Problem  string   `json:"problem,omitempty"` // why it cannot be active now; empty: it can
+	Files    Tri      `json:"files"`             // it has every file of the last active
+	Seen     LSN      `json:"seen,omitempty"`    // end of the last active's WAL, as far as it was told
+}
+
+// Ballot is everything that an election looks at.
+type Ballot struct {
+	Epoch   Epoch // to be given to the winner
+	View    View
+	Answers []Answer
+	Target  string   // of a hand-over: wins among equals
+	Exclude []string // who must not win, such as the node that hands over
+}
+
+// Passed is a node that did not win, and why.
+type Passed struct {
+	Node   string `json:"node"`
+	Reason string `json:"reason"`
+}
+
+// Outcome is the result of Elect. No Winner means undecided: the reason says
+// what is missing, and nobody may be made active.
+type Outcome struct {
+	Winner string   `json:"winner"`
+	Reason string   `json:"reason"`
+	Passed []Passed `json:"passed,omitempty"`
+}
+
+// Elect chooses the node that is to be active, or nobody. It gives the same
+// answer wherever it runs on the same ballot.
+//
+// Safety: the answers of a set that satisfies SyncSet.Enough contain one that
+// holds every acknowledged commit, and positions on one line of timelines are
+// totally ordered; so whoever is furthest holds them all. A winner is furthest
+// among all that answered, or furthest among the electable when these alone are
+// enough.
+func Elect(b Ballot) Outcome {
+	v := voters(b)
+	if len(v.sound) == 0 {
+		return v.undecided("no node with a whole copy of the database has answered")
+	}
+	async := SyncMode(b.View.Options("").Get("sync_mode")) == Async
+	if !async && !b.View.Sync.Enough(names(v.sound)) {
+		return v.undecided(missing(b.View.Sync, names(v.sound)))
+	}
+	if len(v.fit) == 0 {
+		return v.undecided("no node that has answered can be active")
+	}
+	slices.SortFunc(v.fit, func(x, y Answer) int { return preference(b, x, y) })
+	best, top := v.fit[0], v.sound[0]
+	switch behind := int64(top.Position.LSN) - int64(best.Position.LSN); {
+	case async:
+		if lag := int64(v.seen()) - int64(best.Position.LSN); lag > b.View.Options("").Int("max_lag_on_failover") {
+			return v.undecided(fmt.Sprintf("%s is %d bytes behind the last known position of the active, more than max_lag_on_failover", best.Node, lag))
+		}
+	case behind > 0 && !b.View.Sync.Enough(names(v.fit)):
+		return v.undecided(fmt.Sprintf("%s has %d bytes of WAL, perhaps acknowledged, that no electable node has", top.Node, behind))
+	}
+	for _, a := range v.fit[1:] {
+		v.pass(a.Node, why(b, best, a))
+	}
+	return Outcome{best.Node, fmt.Sprintf("%s is furthest, at %s", best.Node, best.Position), v.passed}
+}
+
+// electorate sorts the answers of a ballot: sound ones hold a whole copy on the
+// line of the latest timeline, furthest first; fit ones can be active as well.
+type electorate struct {
+	sound, fit []Answer
+	passed     []Passed
+}
+
+func voters(b Ballot) *electorate {
+	v := &electorate{}
+	tip, found := tipOf(b)
+	for _, a := range b.Answers {
+		switch reason := unsound(b, a); {
+		case reason != "":
+			v.pass(a.Node, reason)
+		case !found || !tip.History.Contains(tip.Position.Timeline, a.Position):
+			v.pass(a.Node, fmt.Sprintf("its WAL at %s is not on the way to timeline %d", a.Position, tip.Position.Timeline))
+		default:
+			v.sound = append(v.sound, a)
+		}
+	}
+	slices.SortFunc(v.sound, furthest)
+	for _, a := range v.sound {
+		if reason := unfit(b, a); reason != "" {
+			v.pass(a.Node, reason)
+		} else {
+			v.fit = append(v.fit, a)
+		}
+	}
+	return v
+}
+
+func (v *electorate) pass(node, reason string) { v.passed = append(v.passed, Passed{node, reason}) }
+
+func (v *electorate) undecided(reason string) Outcome {
+	return Outcome{Reason: reason, Passed: v.passed}
+}
+
+// seen is the furthest that the last active is known to have come.
+func (v *electorate) seen() (lsn LSN) {
+	for _, a := range v.sound {
+		lsn = max(lsn, a.Seen, a.Position.LSN)
+	}
+	return lsn
+}
+
+// tipOf finds the answer on the latest timeline. Timelines grow only by
+// promotions that an election allowed, so the latest is the cluster's.
+func tipOf(b Ballot) (tip Answer, found bool) {
+	for _, a := range b.Answers {
+		if unsound(b, a) == "" && (!found || furthest(a, tip) < 0) {
+			tip, found = a, true
+		}
+	}
+	return tip, found
+}
+
+// unsound tells why an answer proves nothing about acknowledged commits.
+func unsound(b Ballot, a Answer) string {
+	_, member := b.View.Nodes[a.Node]
+	switch {
+	case !member:
+		return "it is not a member"
+	case a.Epoch != b.Epoch:
+		return fmt.Sprintf("it promised epoch %d, not %d", a.Epoch, b.Epoch)
+	case a.Complete != Yes:
+		return "its data directory is not a whole copy"
+	case b.View.Info != nil && a.SystemID != b.View.Info.SystemID:
+		return "its database is another one, with system identifier " + a.SystemID
+	}
+	return ""
+}
+
+// unfit tells why a node must not be active.
+func unfit(b Ballot, a Answer) string {
+	switch {
+	case a.Problem != "":
+		return a.Problem
+	case b.View.Nodes[a.Node].Kind != Manager:
+		return "it is a runner"
+	case b.View.Options(a.Node).Bool("no_failover"):
+		return "it has no_failover set"
+	case slices.Contains(b.Exclude, a.Node):
+		return "it hands over"
+	}
+	return ""
+}
+
+// furthest orders positions on one line of timelines.
+func furthest(x, y Answer) int {
+	return cmp.Or(
+		cmp.Compare(y.Position.Timeline, x.Position.Timeline),
+		cmp.Compare(y.Position.LSN, x.Position.LSN),
+		strings.Compare(x.Node, y.Node))
+}
+
+// preference orders electable nodes: WAL first, then what operators wish.
+func preference(b Ballot, x, y Answer) int {
+	wish := func(a Answer) int {
+		switch a.Node {
+		case b.Target:
+			return 0
+		case b.View.Options("").Get("preferred_primary"):
+			return 1
+		}
+		return 2
+	}
+	return cmp.Or(
+		cmp.Compare(y.Position.LSN, x.Position.LSN),
+		cmp.Compare(wish(x), wish(y)),
+		cmp.Compare(b.View.Options(y.Node).Int("priority"), b.View.Options(x.Node).Int("priority")),
+		cmp.Compare(y.Files, x.Files),
+		strings.Compare(x.Node, y.Node))
+}
+
+// why says in which respect the winner comes before another.
+func why(b Ballot, won, lost Answer) string {
+	if won.Position.LSN > lost.Position.LSN {
+		return fmt.Sprintf("it is %d bytes behind %s", won.Position.LSN-lost.Position.LSN, won.Node)
+	}
+	if won.Node == b.Target {
+		return won.Node + " was asked for"
+	}
+	return fmt.Sprintf("equal, but %s comes first by preference, priority, files or name", won.Node)
+}
+
+func missing(s SyncSet, answered []string) string {
+	if s.K == 0 {
+		return fmt.Sprintf("only %s is known to hold every acknowledged commit, and it has not answered", s.Leader)
+	}
+	return fmt.Sprintf("of the sync set %v, %d must answer so that one of them holds every acknowledged commit; only %v did",
+		s.Members, s.Needed(), answered)
+}
+
+func names(answers []Answer) []string {
+	var n []string
+	for _, a := range answers {
+		n = append(n, a.Node)
+	}
+	return n
+}

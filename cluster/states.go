@@ -1,0 +1,246 @@
+package cluster
+
+// State is what a node is doing, as its handler-runner drives it.
+type State string
+
+// The states of a node.
+const (
+	Joining   State = "joining"   // has no whole copy of the database yet
+	Standby   State = "standby"   // runs as a standby, or waits to
+	Promoting State = "promoting" // named as the next active, on its way
+	Active    State = "active"    // holds the lease and accepts writes
+	Fenced    State = "fenced"    // must not accept writes; finds its way back
+	Rejoining State = "rejoining" // rewinds or clones, because it has diverged
+	Failed    State = "failed"    // an operator must help
+	Leaving   State = "leaving"   // removed from the cluster
+)
+
+// States lists all of them.
+func States() []State {
+	return []State{Joining, Standby, Promoting, Active, Fenced, Rejoining, Failed, Leaving}
+}
+
+// Action is one thing for the handler to do. Every action is idempotent and
+// is observed, not assumed, to have worked.
+type Action string
+
+// The actions.
+const (
+	StartPostgres    Action = "start PostgreSQL as a standby"
+	Fence            Action = "stop PostgreSQL and see it stopped"
+	Follow           Action = "follow the named node"
+	Run              Action = "run an election"
+	Promote          Action = "take the lock and promote"
+	Maintain         Action = "keep the sync set, the slots and the lease"
+	Release          Action = "release the lock"
+	Rejoin           Action = "rewind, or clone beside"
+	StartAlwaysUnits Action = "start the units of every member"
+	StartLeaderUnits Action = "start the leader units"
+	StopLeaderUnits  Action = "stop the leader units"
+	StopAllUnits     Action = "stop all units of the manager"
+)
+
+// Calling is what the cluster's state asks of a node.
+type Calling uint8
+
+// The callings, the most urgent last.
+const (
+	Await  Calling = iota // nothing is known, or nobody is named
+	Obey                  // another node is named
+	Lead                  // this node is named, with an epoch that it may serve
+	Halt                  // the data directory belongs to another database
+	Depart                // this node has been removed
+)
+
+// Observation is what a node knows when it decides. Everything in it may be
+// unknown.
+type Observation struct {
+	Self    string
+	State   State
+	View    View
+	Fresh   Tri   // the view was read from a reachable registry
+	Promise Epoch // no WAL of an earlier epoch is taken
+
+	Lease      Tri   // this node holds the leader lock and its time has not run out
+	LeaseEpoch Epoch // the latest for which this node took the lock; taken once per epoch
+	Attempt    Tri   // the promotion under way: No when it has failed
+	Overdue    Tri   // the named node has had its time to take the lock
+
+	Running  Tri // PostgreSQL runs
+	Primary  Tri // it accepts writes
+	Complete Tri // the data directory is a whole copy
+	Foreign  Tri // its system identifier is not the cluster's
+	Diverged Tri // its WAL is not on the way to the active's timeline
+	Stranded Tri // the WAL it needs is gone from the active, for good
+}
+
+// Calling tells what is asked of the node.
+func (o Observation) Calling() Calling {
+	_, removed := o.View.Removed[o.Self]
+	named := o.View.NextMaster
+	switch {
+	case removed:
+		return Depart
+	case o.Foreign == Yes:
+		return Halt
+	case named.Node == "" || o.View.Nodes[o.Self].Name == "":
+		return Await
+	case named.Node == o.Self && named.Epoch >= o.Promise:
+		return Lead
+	case named.Node == o.Self:
+		return Await
+	}
+	return Obey
+}
+
+// LockFree says that the view is fresh and nobody holds the leader lock.
+func (o Observation) LockFree() bool { return o.Fresh == Yes && !o.View.Leader.Held }
+
+// invited says that the node is named for an epoch that it has not tried yet.
+func (o Observation) invited() bool {
+	return o.Calling() == Lead && o.View.NextMaster.Epoch > o.LeaseEpoch
+}
+
+// vacant says that an election is due: nobody holds the lock, and the node that
+// is named has either had it and lost it, or has not come for it in time.
+func (o Observation) vacant() bool {
+	named := o.View.NextMaster.Epoch
+	return o.LockFree() && named > 0 && !o.invited() && (named == o.View.Leader.Epoch || o.Overdue == Yes)
+}
+
+// served says that the leader key is held and ready for the epoch that is in
+// force: there is an active node to rewind to.
+func (o Observation) served() bool {
+	l := o.View.Leader
+	return o.Fresh == Yes && l.Held && l.Ready && l.Node != o.Self && l.Epoch == o.View.NextMaster.Epoch
+}
+
+// broken says that the data directory cannot go on by streaming, and that there
+// is an active node to mend it from.
+func (o Observation) broken() bool {
+	return o.Primary != Yes && o.served() && (o.Diverged == Yes || o.Stranded == Yes || o.Complete == No)
+}
+
+// following says that PostgreSQL runs as a standby on a whole copy.
+func (o Observation) following() bool {
+	return o.Running == Yes && o.Primary == No && o.Complete == Yes
+}
+
+// Transition is one row of the table: a node in From goes to To when When holds
+// and does Do, in that order.
+type Transition struct {
+	From, To State
+	When     func(Observation) bool
+	Do       []Action
+	Comment  string
+}
+
+// Transitions is the table of states: the log line, the documentation and the
+// diagram are all made of it. A pair (From, To) stands once. The order has no
+// meaning: at most one row holds for any observation.
+func Transitions() []Transition {
+	called := func(c Calling) func(Observation) bool {
+		return func(o Observation) bool { return o.Calling() == c }
+	}
+	primary := member(func(o Observation) bool { return o.Primary == Yes })
+	table := []Transition{
+		{Joining, Standby, member(Observation.following), nil,
+			"the database is a whole copy and runs as a standby"},
+		{Joining, Fenced, primary, []Action{Fence, StopLeaderUnits},
+			"PostgreSQL accepts writes and must not"},
+		{Standby, Promoting, func(o Observation) bool { return o.invited() && o.following() && o.LockFree() }, []Action{Promote},
+			"named as the next active"},
+		{Standby, Rejoining, member(Observation.broken), []Action{Rejoin},
+			"streaming cannot bring it to where the active is"},
+		{Standby, Fenced, primary, []Action{Fence, StopLeaderUnits},
+			"PostgreSQL accepts writes and must not"},
+		{Promoting, Active, func(o Observation) bool {
+			return leads(o) && o.Attempt != No && o.Primary == Yes && o.View.Leader.Ready && o.View.Leader.Node == o.Self && o.View.Leader.Epoch == o.LeaseEpoch
+		}, []Action{StartLeaderUnits},
+			"open to clients on the new timeline"},
+		{Promoting, Fenced, member(func(o Observation) bool { return !leads(o) || o.Attempt == No }), []Action{StopLeaderUnits, Fence, Release},
+			"the lock was lost, another node is named, or the promotion has failed"},
+		{Active, Fenced, member(func(o Observation) bool { return !leads(o) || o.Primary == No || o.Running == No }), []Action{Fence, StopLeaderUnits, Release},
+			"the lease has ended, another node is named, or PostgreSQL is no primary any more"},
+		{Fenced, Standby, member(func(o Observation) bool { return o.following() && !o.broken() }), nil,
+			"stopped, and running as a standby again"},
+		{Fenced, Rejoining, member(Observation.broken), []Action{Rejoin},
+			"has WAL that the new active does not have"},
+		{Rejoining, Standby, member(func(o Observation) bool { return o.following() && !o.broken() }), nil,
+			"rewound or cloned, and running as a standby"},
+		{Rejoining, Fenced, primary, []Action{Fence, StopLeaderUnits},
+			"PostgreSQL accepts writes and must not"},
+		{Failed, Fenced, member(func(o Observation) bool { return o.Primary != Yes }), nil,
+			"the data directory is the cluster's again"},
+	}
+	for _, s := range States() {
+		if s != Leaving {
+			table = append(table, Transition{s, Leaving, called(Depart), []Action{StopAllUnits, Fence, Release},
+				"removed from the cluster"})
+		}
+		if s != Leaving && s != Failed {
+			table = append(table, Transition{s, Failed, called(Halt), []Action{StopLeaderUnits, Fence, Release},
+				"the database is not this cluster's"})
+		}
+	}
+	return append(table, Transition{Leaving, Fenced,
+		func(o Observation) bool { return o.Calling() != Depart && o.Primary != Yes && o.View.Nodes[o.Self].Name != "" }, nil,
+		"a member again"})
+}
+
+// member narrows a condition to a node that is neither removed nor foreign.
+func member(when func(Observation) bool) func(Observation) bool {
+	return func(o Observation) bool { return o.Calling() < Halt && when(o) }
+}
+
+// leads says that the node is named and holds a lease for that very epoch.
+func leads(o Observation) bool {
+	return o.Calling() == Lead && o.Lease == Yes && o.LeaseEpoch == o.View.NextMaster.Epoch
+}
+
+// Decision is what a node does next: go to another state, or stay and do its
+// duty.
+type Decision struct {
+	To     State
+	Do     []Action
+	Reason string
+}
+
+// Decide applies the table, and where no row holds, the duty of the state.
+func Decide(o Observation) Decision {
+	for _, t := range Transitions() {
+		if t.From == o.State && t.When(o) {
+			return Decision{t.To, t.Do, t.Comment}
+		}
+	}
+	do, reason := duty(o)
+	return Decision{o.State, do, reason}
+}
+
+// duty is what a node in its state keeps doing. Each action does nothing where
+// there is nothing to do.
+func duty(o Observation) ([]Action, string) {
+	switch {
+	case o.State == Active:
+		return []Action{StartAlwaysUnits, StartLeaderUnits, Maintain}, "active"
+	case o.State == Promoting:
+		return nil, "promotion under way"
+	case o.Primary == Yes:
+		return []Action{Fence, StopLeaderUnits}, "PostgreSQL still accepts writes"
+	case o.State == Failed || o.State == Leaving:
+		return nil, "waiting for the operator"
+	case o.State == Rejoining:
+		return []Action{StopLeaderUnits, Rejoin}, "the data directory is being mended"
+	}
+	do := []Action{StopLeaderUnits, StartAlwaysUnits}
+	if o.Running == No && o.Complete == Yes {
+		do = append(do, StartPostgres)
+	}
+	if o.Calling() == Obey && o.View.NextMaster.Epoch >= o.Promise {
+		do = append(do, Follow)
+	}
+	if o.State == Standby && o.vacant() && o.following() {
+		return append(do, Run), "nobody holds the lock"
+	}
+	return do, "as the cluster asks"
+}

@@ -1,0 +1,171 @@
+package cluster
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+)
+
+// observations calls yield with every combination of what a node of a trio can
+// see. The space is small enough to walk whole.
+func observations(yield func(Observation)) {
+	tris := []Tri{Unknown, No, Yes}
+	for _, state := range States() {
+		for _, named := range []Assignment{{}, {Node: "a", Epoch: 5}, {Node: "b", Epoch: 5}} {
+			for _, leader := range leaders() {
+				for _, promise := range []Epoch{0, 5, 6} {
+					for _, tried := range []Epoch{0, 5} {
+						for _, db := range databases(tris) {
+							o := db
+							o.Self, o.State, o.Promise, o.LeaseEpoch = "a", state, promise, tried
+							o.View = trio()
+							o.View.NextMaster, o.View.Leader = named, leader
+							for _, lease := range tris {
+								for _, fresh := range []Tri{No, Yes} {
+									o.Lease, o.Fresh = lease, fresh
+									for _, attempt := range []Tri{Unknown, No} {
+										o.Attempt = attempt
+										yield(o)
+									}
+								}
+							}
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+func leaders() []Leader {
+	return []Leader{
+		{},
+		{Node: "b", Epoch: 4},
+		{Node: "a", Epoch: 5, Held: true, Ready: true},
+		{Node: "b", Epoch: 5, Held: true},
+		{Node: "b", Epoch: 5, Held: true, Ready: true},
+		{Node: "b", Epoch: 5, Ready: true},
+	}
+}
+
+// databases gives the states that PostgreSQL and its directory can be in.
+func databases(tris []Tri) (all []Observation) {
+	for _, running := range tris {
+		for _, primary := range tris {
+			for _, complete := range tris {
+				for _, broken := range []Observation{{}, {Foreign: Yes}, {Diverged: Yes}, {Stranded: Yes, Overdue: Yes}} {
+					broken.Running, broken.Primary, broken.Complete = running, primary, complete
+					all = append(all, broken)
+				}
+			}
+		}
+	}
+	return all
+}
+
+func trio() View {
+	nodes := map[string]Node{}
+	for _, n := range []string{"a", "b", "c"} {
+		nodes[n] = Node{Name: n, Kind: Manager}
+	}
+	return View{Info: &Info{ID: "x", SystemID: "1"}, Nodes: nodes, Removed: map[string]Tombstone{}}
+}
+
+func TestAtMostOneTransitionHolds(t *testing.T) {
+	table := Transitions()
+	seen := map[string]bool{}
+	for _, row := range table {
+		pair := fmt.Sprint(row.From, row.To)
+		if seen[pair] {
+			t.Errorf("%s stands twice in the table", pair)
+		}
+		seen[pair] = true
+	}
+	walked := 0
+	observations(func(o Observation) {
+		walked++
+		var holds []State
+		for _, row := range table {
+			if row.From == o.State && row.When(o) {
+				holds = append(holds, row.To)
+			}
+		}
+		if len(holds) > 1 {
+			t.Fatalf("from %s both %v hold, called %d, primary %s, running %s", o.State, holds, o.Calling(), o.Primary, o.Running)
+		}
+	})
+	t.Logf("%d observations", walked)
+}
+
+func TestDecisionsAreSafe(t *testing.T) {
+	observations(func(o Observation) {
+		d := Decide(o)
+		does := func(a Action) bool { return slices.Contains(d.Do, a) }
+		named := o.View.NextMaster
+		for rule, broken := range map[string]bool{
+			"only the named node is promoted, once an epoch, on a fresh view with a free lock": does(Promote) &&
+				(named.Node != o.Self || o.LeaseEpoch >= named.Epoch || o.Fresh != Yes || o.View.Leader.Held),
+			"a promise is kept":                            (does(Promote) || does(Follow)) && named.Epoch < o.Promise,
+			"nothing but a whole copy is promoted":         does(Promote) && (o.Complete != Yes || o.Foreign == Yes),
+			"no active without a lease":                    d.To == Active && o.Lease != Yes,
+			"a primary that must not write is stopped":     o.Primary == Yes && d.To != Active && d.To != Promoting && !does(Fence),
+			"leader units only beside a lease":             does(StartLeaderUnits) && o.Lease != Yes,
+			"nothing is rewound without a ready active":    d.To == Rejoining && o.State != Rejoining && !o.served(),
+			"no election while the lock is held or unread": does(Run) && !o.LockFree(),
+			"a running primary is never rewound under":     does(Rejoin) && o.Primary == Yes && o.State != Rejoining,
+			"leaving active fences before anything else":   o.State == Active && d.To == Fenced && d.Do[0] != Fence,
+			"a foreign database is left alone":             o.Foreign == Yes && (does(Rejoin) || does(StartPostgres) || does(Promote)),
+		} {
+			if broken {
+				t.Fatalf("%s: %v for %+v", rule, d, o)
+			}
+		}
+	})
+}
+
+// From every state that a whole, willing node can be in, the cluster's wish is
+// reached in a bounded number of decisions (pg_auto_failover 1025 and 1168).
+func TestEveryGoalIsReached(t *testing.T) {
+	for _, from := range States() {
+		for _, goal := range []State{Active, Standby, Leaving} {
+			t.Run(fmt.Sprintf("%s to %s", from, goal), func(t *testing.T) {
+				o := Observation{Self: "a", State: from, View: trio(), Fresh: Yes, Running: Yes, Primary: TriOf(from == Active), Complete: Yes}
+				o.View.NextMaster = Assignment{Node: "b", Epoch: 7}
+				o.View.Leader = Leader{Node: "b", Epoch: 7, Held: true, Ready: true}
+				switch goal {
+				case Active:
+					o.View.NextMaster, o.View.Leader = Assignment{Node: "a", Epoch: 7}, Leader{Node: "b", Epoch: 6}
+				case Leaving:
+					o.View.Removed["a"] = Tombstone{Node: "a"}
+				}
+				for range 12 {
+					d := Decide(o)
+					o.State = d.To
+					for _, a := range d.Do {
+						obey(&o, a)
+					}
+				}
+				if o.State != goal {
+					t.Errorf("ended in %s: %+v", o.State, o)
+				}
+			})
+		}
+	}
+}
+
+// obey is a host on which every action works.
+func obey(o *Observation, a Action) {
+	switch a {
+	case Fence:
+		o.Running, o.Primary = No, No
+	case StartPostgres:
+		o.Running, o.Primary = Yes, No
+	case Promote:
+		o.LeaseEpoch, o.Lease, o.Primary = o.View.NextMaster.Epoch, Yes, Yes
+		o.View.Leader = Leader{Node: o.Self, Epoch: o.LeaseEpoch, Held: true, Ready: true}
+	case Rejoin:
+		o.Running, o.Complete, o.Diverged, o.Stranded = Yes, Yes, No, No
+	case Release:
+		o.Lease = No
+	}
+}

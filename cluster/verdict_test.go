@@ -1,0 +1,250 @@
+package cluster
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+)
+
+var noon = time.Date(2024, 3, 1, 12, 0, 0, 0, time.UTC)
+
+const after = 10 * time.Second
+
+// cutOffTrio is node1 of three managers with everything gone, long ago. Cases
+// change one thing of it.
+func cutOffTrio() (Connectivity, Judgement) {
+	c := Connectivity{
+		Self:       "node1",
+		Managers:   []string{"node1", "node2", "node3"},
+		RaftLeader: No,
+		Contacts: map[string]Contact{
+			"node2": {ProbeSilent, noon},
+			"node3": {ProbeSilent, noon},
+		},
+		Fresh:   2 * time.Second,
+		Outside: []Outside{{"gateway 10.0.0.1", Yes}},
+	}
+	return c, Judgement{Verdict: Undecided, cut: noon.Add(-after)}
+}
+
+func TestJudgeNamedCases(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		change func(*Connectivity, *Judgement)
+		want   Verdict
+		reason string
+	}{
+		{"cut off for long enough", func(*Connectivity, *Judgement) {}, Minority,
+			"for 10s Consul has had no leader and 1 of 3 managers answer"},
+		{"cut off since now", func(_ *Connectivity, b *Judgement) { *b = Judgement{Verdict: Majority} }, Undecided,
+			"Consul has no leader and 1 of 3 managers answer; that must last 10s"},
+		{"one instant too early", func(_ *Connectivity, b *Judgement) { b.cut = b.cut.Add(1) }, Undecided, ""},
+		{"the clock was set back", func(_ *Connectivity, b *Judgement) { b.cut = noon.Add(time.Hour) }, Undecided, ""},
+		{"Consul has a leader, nobody answers", func(c *Connectivity, _ *Judgement) { c.RaftLeader = Yes }, Majority, "Consul has a leader"},
+		{"the own agent refuses or answers 500", func(c *Connectivity, _ *Judgement) { c.RaftLeader = Unknown }, Undecided,
+			"1 of 3 managers answer, and the local Consul agent cannot be asked for a leader"},
+		{"Consul is down everywhere, one peer answers", func(c *Connectivity, b *Judgement) {
+			c.Contacts["node2"] = Contact{ProbeAnswered, noon}
+			*b = Judgement{Verdict: Majority}
+		}, Majority, "Consul has no leader, but 2 of 3 managers answer"},
+		{"a peer that was not probed lately", func(c *Connectivity, _ *Judgement) {
+			c.Contacts["node2"] = Contact{ProbeSilent, noon.Add(-3 * time.Second)}
+		}, Undecided, "Consul has no leader, 1 of 3 managers answer, and 1 are not known"},
+		{"an old answer is no answer", func(c *Connectivity, _ *Judgement) {
+			c.Contacts["node2"] = Contact{ProbeAnswered, noon.Add(-3 * time.Second)}
+		}, Undecided, ""},
+		{"a peer that refuses is not there", func(c *Connectivity, _ *Judgement) {
+			c.Contacts["node2"] = Contact{ProbeRefused, noon}
+		}, Minority, ""},
+		{"nothing outside answers", func(c *Connectivity, _ *Judgement) {
+			c.Outside = []Outside{{"gateway 10.0.0.1", No}, {"10.9.9.9", No}}
+		}, Isolated, "for 10s Consul has had no leader and 1 of 3 managers answer; no answer from gateway 10.0.0.1, 10.9.9.9"},
+		{"one ping target answers", func(c *Connectivity, _ *Judgement) {
+			c.Outside = []Outside{{"gateway 10.0.0.1", No}, {"10.9.9.9", Yes}}
+		}, Minority, ""},
+		{"one ping target is not known", func(c *Connectivity, _ *Judgement) {
+			c.Outside = []Outside{{"gateway 10.0.0.1", No}, {"10.9.9.9", Unknown}}
+		}, Minority, ""},
+		{"no gateway is known and there is no target", func(c *Connectivity, _ *Judgement) { c.Outside = nil }, Minority, ""},
+		{"nothing outside answers, but a peer's host refuses", func(c *Connectivity, _ *Judgement) {
+			c.Outside = []Outside{{"gateway 10.0.0.1", No}}
+			c.Contacts["node2"] = Contact{ProbeRefused, noon}
+		}, Minority, ""},
+		{"alone by design", func(c *Connectivity, b *Judgement) {
+			c.Managers, *b = []string{"node1"}, Judgement{}
+		}, Majority, "Consul has no leader, but 1 of 1 managers answer"},
+		{"one of two is lost", func(c *Connectivity, _ *Judgement) { c.Managers = []string{"node1", "node2"} }, Minority, ""},
+		{"a runner does not count itself", func(c *Connectivity, _ *Judgement) {
+			c.Self = "runner1"
+			c.Contacts["node1"] = Contact{ProbeAnswered, noon}
+		}, Minority, "for 10s Consul has had no leader and 1 of 3 managers answer"},
+		{"the members are not known", func(c *Connectivity, _ *Judgement) { c.Managers = nil }, Undecided,
+			"Consul has no leader and the members are not known"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c, before := cutOffTrio()
+			tc.change(&c, &before)
+			got := c.Judge(noon, after, before)
+			if got.Verdict != tc.want || tc.reason != "" && got.Reason != tc.reason {
+				t.Errorf("got %s (%s), want %s (%s)", got.Verdict, got.Reason, tc.want, tc.reason)
+			}
+		})
+	}
+}
+
+// A flapping link after a minority must not bring the majority back for an
+// instant: the others have to answer for a fifth of minority_after in one go.
+func TestJudgeHealing(t *testing.T) {
+	c, j := cutOffTrio()
+	at := func(d time.Duration, node2 ProbeResult) Judgement {
+		c.Contacts["node2"] = Contact{node2, noon.Add(d)}
+		c.Contacts["node3"] = Contact{ProbeSilent, noon.Add(d)}
+		j = c.Judge(noon.Add(d), after, j)
+		return j
+	}
+	for _, step := range []struct {
+		d     time.Duration
+		node2 ProbeResult
+		want  Verdict
+	}{
+		{0, ProbeSilent, Minority},
+		{1 * time.Second, ProbeAnswered, Undecided},
+		{2 * time.Second, ProbeSilent, Undecided},
+		{3 * time.Second, ProbeAnswered, Undecided},
+		{4900 * time.Millisecond, ProbeAnswered, Undecided},
+		{5 * time.Second, ProbeAnswered, Majority},
+		{6 * time.Second, ProbeSilent, Undecided},
+		{7 * time.Second, ProbeAnswered, Majority}, // a short gap while in the majority is nothing
+		{8 * time.Second, ProbeSilent, Undecided},
+		{17 * time.Second, ProbeSilent, Undecided},
+		{18 * time.Second, ProbeSilent, Minority},
+	} {
+		if got := at(step.d, step.node2); got.Verdict != step.want {
+			t.Fatalf("at %s: got %s (%s), want %s", step.d, got.Verdict, got.Reason, step.want)
+		}
+	}
+	c.RaftLeader = Yes
+	if got := at(19*time.Second, ProbeSilent); got.Verdict != Majority {
+		t.Errorf("with a Consul leader: got %s (%s), want majority at once", got.Verdict, got.Reason)
+	}
+}
+
+// worse orders the verdicts; a better input never gives a worse verdict.
+var worse = []Verdict{Majority, Undecided, Minority, Isolated}
+
+// TestJudgeEnumerated walks every observation of clusters with one to four
+// managers, from every kind of past, and asserts what must always hold.
+func TestJudgeEnumerated(t *testing.T) {
+	pasts := map[string]Judgement{
+		"start":           {},
+		"majority":        {Verdict: Majority},
+		"cut for less":    {Verdict: Undecided, cut: noon.Add(-after + 1)},
+		"cut for long":    {Verdict: Undecided, cut: noon.Add(-after)},
+		"minority":        {Verdict: Minority, cut: noon.Add(-time.Hour), fallen: true},
+		"isolated":        {Verdict: Isolated, cut: noon.Add(-time.Hour), fallen: true},
+		"healing":         {Verdict: Undecided, healed: noon.Add(-after/5 + 1), fallen: true},
+		"healed":          {Verdict: Undecided, healed: noon.Add(-after / 5), fallen: true},
+		"fell, then dark": {Verdict: Undecided, fallen: true},
+	}
+	outsides := [][]Outside{nil, {{"gw", Unknown}}, {{"gw", No}}, {{"gw", Yes}},
+		{{"gw", No}, {"t", Unknown}}, {{"gw", No}, {"t", No}}, {{"gw", No}, {"t", Yes}}}
+	seen := 0
+	for past, before := range pasts {
+		for _, leader := range []Tri{Unknown, No, Yes} {
+			for _, outside := range outsides {
+				for peers := range 4 {
+					results := make([]ProbeResult, peers)
+					for {
+						seen++
+						checkJudgement(t, past, before, leader, outside, results)
+						if !next(results) {
+							break
+						}
+					}
+				}
+			}
+		}
+	}
+	if want := len(pasts) * 3 * len(outsides) * (1 + 4 + 16 + 64); seen != want {
+		t.Errorf("walked %d observations, want %d", seen, want)
+	}
+}
+
+// next counts results up in base 4 and says whether there is another one.
+func next(results []ProbeResult) bool {
+	for i := range results {
+		if results[i] < ProbeSilent {
+			results[i]++
+			return true
+		}
+		results[i] = ProbeUnknown
+	}
+	return false
+}
+
+func observed(leader Tri, outside []Outside, results []ProbeResult) Connectivity {
+	c := Connectivity{Self: "node0", Managers: []string{"node0"}, RaftLeader: leader,
+		Contacts: map[string]Contact{}, Fresh: time.Second, Outside: outside}
+	for i, r := range results {
+		name := fmt.Sprintf("node%d", i+1)
+		c.Managers = append(c.Managers, name)
+		c.Contacts[name] = Contact{r, noon}
+	}
+	return c
+}
+
+func checkJudgement(t *testing.T, past string, before Judgement, leader Tri, outside []Outside, results []ProbeResult) {
+	t.Helper()
+	got := observed(leader, outside, results).Judge(noon, after, before)
+	at := fmt.Sprintf("after %s, leader %s, outside %v, peers %v: %s (%s)", past, leader, outside, results, got.Verdict, got.Reason)
+
+	count := func(r ProbeResult) (n int) {
+		for _, x := range results {
+			if x == r {
+				n++
+			}
+		}
+		return n
+	}
+	answered, unknown := 1+count(ProbeAnswered), count(ProbeUnknown)
+	majority := answered*2 > len(results)+1
+	fallen := got.Verdict == Minority || got.Verdict == Isolated
+
+	if !slices.Contains(worse, got.Verdict) || got.Reason == "" {
+		t.Errorf("%s: no verdict or no reason", at)
+	}
+	if len(got.Reached) != answered || len(got.Reached)+len(got.Missing) != len(results)+1 {
+		t.Errorf("%s: reached %v, missing %v", at, got.Reached, got.Missing)
+	}
+	if fallen && (before.cut.IsZero() || noon.Sub(before.cut) < after) {
+		t.Errorf("%s: minority_after has not passed", at)
+	}
+	if fallen && (majority || leader != No) {
+		t.Errorf("%s: a majority answers, or Consul may have a leader", at)
+	}
+	if fallen && (answered+unknown)*2 > len(results)+1 {
+		t.Errorf("%s: those not known could be a majority", at)
+	}
+	if got.Verdict == Majority && !majority && leader != Yes {
+		t.Errorf("%s: there is no majority", at)
+	}
+	if got.Verdict == Isolated && (len(outside) == 0 || answered > 1 || count(ProbeRefused) > 0 ||
+		slices.ContainsFunc(outside, func(o Outside) bool { return o.Reached != No })) {
+		t.Errorf("%s: something was reached, or may have been", at)
+	}
+	if got.fallen != (got.Verdict != Majority && (before.fallen || fallen)) {
+		t.Errorf("%s: forgot, or made up, a minority", at)
+	}
+	rank := slices.Index(worse, got.Verdict)
+	for i := range results {
+		better := slices.Clone(results)
+		better[i] = ProbeAnswered
+		if b := observed(leader, outside, better).Judge(noon, after, before); slices.Index(worse, b.Verdict) > rank {
+			t.Errorf("%s: is %s when node%d answers", at, b.Verdict, i+1)
+		}
+	}
+	if b := observed(Yes, outside, results).Judge(noon, after, before); b.Verdict != Majority {
+		t.Errorf("%s: is %s when Consul has a leader", at, b.Verdict)
+	}
+}

@@ -1,0 +1,167 @@
+package handlerrunner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+const (
+	// stopWithin bounds a fast shutdown; then the server is killed, which
+	// loses nothing that was acknowledged.
+	stopWithin = 3 * time.Second
+	actWithin  = 20 * time.Second
+)
+
+// act does one action, or starts it where it takes long.
+func (h *Handler) act(ctx context.Context, a cluster.Action, o cluster.Observation) error {
+	try, cancel := context.WithTimeout(ctx, actWithin)
+	defer cancel()
+	switch a {
+	case cluster.Promote:
+		h.job.start(ctx, a, h.promote, h.promoted)
+	case cluster.Run:
+		if h.rested() {
+			h.job.start(ctx, a, h.elect, h.elected)
+		}
+	case cluster.Rejoin:
+		if h.rested() {
+			h.job.start(ctx, a, h.rejoin, h.rejoined)
+		}
+	case cluster.Fence:
+		return h.fence(try)
+	case cluster.StartPostgres:
+		return h.Units.Start(try, h.PostgresUnit)
+	case cluster.Follow:
+		return h.follow(try, o)
+	case cluster.Maintain:
+		return h.maintain(try, o)
+	case cluster.Release:
+		h.tenure.end(try)
+	case cluster.StartAlwaysUnits:
+		return h.eachUnit(try, h.AlwaysUnits, true)
+	case cluster.StartLeaderUnits:
+		return h.eachUnit(try, h.LeaderUnits, true)
+	case cluster.StopLeaderUnits:
+		return h.eachUnit(try, h.LeaderUnits, false)
+	case cluster.StopAllUnits:
+		return h.eachUnit(try, slices.Concat(h.LeaderUnits, h.AlwaysUnits), false)
+	default:
+		return fmt.Errorf("no such action: %s", a)
+	}
+	return nil
+}
+
+// eachUnit brings units to run, or not to. Those that already do as wanted are
+// left alone; one that fails does not keep the others from it.
+func (h *Handler) eachUnit(ctx context.Context, units []string, run bool) error {
+	var failed []error
+	for _, u := range units {
+		running, err := h.Units.Running(ctx, u)
+		if err == nil && running != cluster.TriOf(run) {
+			if run {
+				err = h.Units.Start(ctx, u)
+			} else {
+				err = h.Units.Stop(ctx, u)
+			}
+			h.Log.Info("unit", "unit", u, "run", run, "error", err)
+			running = cluster.TriOf(run && err == nil)
+		}
+		h.mu.Lock()
+		h.units[u] = running
+		h.mu.Unlock()
+		if err != nil {
+			failed = append(failed, fmt.Errorf("unit %s: %w", u, err))
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// fence stops PostgreSQL: fast, which ends every session and lets connected
+// standbys have all WAL, and by SIGKILL if that takes too long. It is done only
+// when the server was seen to be gone.
+func (h *Handler) fence(ctx context.Context) error {
+	began := time.Now()
+	fast, cancel := context.WithTimeout(ctx, stopWithin)
+	err := h.Units.Stop(fast, h.PostgresUnit)
+	cancel()
+	if err != nil {
+		h.Log.Warn("fast shutdown did not end; killing PostgreSQL", "error", err)
+		if err := h.Units.Kill(ctx, h.PostgresUnit); err != nil {
+			return fmt.Errorf("fence: %w", err)
+		}
+		if err := h.Units.Stop(ctx, h.PostgresUnit); err != nil {
+			return fmt.Errorf("fence: %w", err)
+		}
+	}
+	h.Log.Info("fenced", "took", time.Since(began))
+	return nil
+}
+
+// follow points PostgreSQL at the node that holds the lock for the epoch in
+// force. It waits for that node to hold it, because only then has it made the
+// slot.
+func (h *Handler) follow(ctx context.Context, o cluster.Observation) error {
+	l := o.View.Leader
+	if !l.Held || l.Epoch != o.View.NextMaster.Epoch || h.upstreamIs(l.Epoch) || o.Running != cluster.Yes {
+		return nil
+	}
+	h.moving.Lock()
+	defer h.moving.Unlock()
+	if _, d, _ := h.snapshot(); l.Epoch < d.Promise {
+		return nil
+	}
+	if err := h.Replication.Follow(ctx, o.View.Nodes[l.Node]); err != nil {
+		return err
+	}
+	h.setUpstream(l.Epoch)
+	h.Log.Info("following", "upstream", l.Node, "epoch", l.Epoch)
+	return nil
+}
+
+// rejoin mends the data directory from the active: by rewinding it where it has
+// forked, else by a clone beside it. A rewind that failed leaves no whole copy,
+// so the next attempt clones.
+func (h *Handler) rejoin(ctx context.Context) error {
+	view, _, db := h.snapshot()
+	source := view.Nodes[view.Leader.Node]
+	complete, err := h.Directory.Complete()
+	if err != nil {
+		return err
+	}
+	clone := !complete || !h.forked(db)
+	if err := h.fence(ctx); err != nil {
+		return err
+	}
+	if clone {
+		h.Journal.Write("clone", view.Leader.Epoch, fmt.Sprintf("%s is cloned from %s", h.Node, source.Name), nil)
+		err = h.Directory.Clone(ctx, source, func(s string) { h.Log.Info("clone", "progress", s) })
+	} else {
+		h.Journal.Write("rewind", view.Leader.Epoch, fmt.Sprintf("%s is rewound to %s", h.Node, source.Name), nil)
+		err = h.Directory.Rewind(ctx, source)
+	}
+	if err != nil {
+		return err
+	}
+	h.setUpstream(0)
+	return h.Units.Start(ctx, h.PostgresUnit)
+}
+
+// forked says that the local WAL left the active's line, which a rewind mends;
+// WAL that is merely missing it does not.
+func (h *Handler) forked(db Database) bool {
+	t := h.lastTip()
+	return !t.history.Contains(t.timeline, db.Position)
+}
+
+func (h *Handler) rejoined(err error) {
+	if err != nil {
+		h.rest(5 * time.Second)
+		h.Log.Warn("rejoin failed", "error", err)
+	}
+	h.wake()
+}

@@ -1,0 +1,188 @@
+package handlerrunner
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+const (
+	// answerWithin is how long an election waits for nodes that do not answer,
+	// once those that have are enough.
+	answerWithin = 300 * time.Millisecond
+	askWithin    = 2 * time.Second
+	retryAfter   = 200 * time.Millisecond
+)
+
+// Detach answers an election: it promises to take no WAL of an epoch before the
+// given one, ends the reception of WAL, and tells how far this node has come.
+// While this node is active and its lease is valid it refuses.
+func (h *Handler) Detach(ctx context.Context, epoch cluster.Epoch) (cluster.Answer, error) {
+	h.moving.Lock()
+	defer h.moving.Unlock()
+	if valid, held := h.tenure.valid(time.Now()); valid {
+		return cluster.Answer{}, fmt.Errorf("%s is active and holds the lease of epoch %d", h.Node, held)
+	}
+	h.mu.Lock()
+	promised := h.durable.Promise
+	h.durable.Promise = max(promised, epoch)
+	h.mu.Unlock()
+	if epoch > promised {
+		if err := h.keep(); err != nil {
+			return cluster.Answer{}, fmt.Errorf("keep the promise for epoch %d: %w", epoch, err)
+		}
+	}
+	h.setUpstream(0)
+	return h.answer(ctx, max(promised, epoch))
+}
+
+// answer tells the final position. The caller holds moving and has promised.
+func (h *Handler) answer(ctx context.Context, promise cluster.Epoch) (cluster.Answer, error) {
+	_, _, db := h.snapshot()
+	a := cluster.Answer{Node: h.Node, Epoch: promise, SystemID: db.SystemID, Files: h.Files().Complete}
+	pos, err := h.Replication.Detach(ctx)
+	if err != nil {
+		return a, fmt.Errorf("detach for epoch %d: %w", promise, err)
+	}
+	a.Position = pos
+	if a.History, err = h.Replication.History(ctx, pos.Timeline); err != nil {
+		return a, fmt.Errorf("detach for epoch %d: %w", promise, err)
+	}
+	complete, err := h.Directory.Complete()
+	if err == nil {
+		a.Complete = cluster.TriOf(complete)
+	}
+	a.Problem = h.problem(ctx)
+	return a, nil
+}
+
+// problem tells why this node could not be active now, empty if it could.
+func (h *Handler) problem(ctx context.Context) string {
+	if v := h.Verdict(); v.Verdict == cluster.Minority || v.Verdict == cluster.Isolated {
+		return "it is cut off: " + v.Reason
+	}
+	for _, u := range h.AlwaysUnits {
+		if running, err := h.Units.Running(ctx, u); err != nil || running != cluster.Yes {
+			return fmt.Sprintf("its unit %s does not run", u)
+		}
+	}
+	return ""
+}
+
+// elect asks every manager to detach for the next epoch and names the winner.
+// Every standby does so at the same time; whoever writes first names the same
+// node as the others would.
+func (h *Handler) elect(ctx context.Context) error {
+	began := time.Now()
+	view, err := h.Store.View(ctx)
+	if err != nil {
+		return fmt.Errorf("election: %w", err)
+	}
+	if view.Leader.Held {
+		return nil
+	}
+	b := cluster.Ballot{View: view, Epoch: h.nextEpoch(view)}
+	return h.ballot(ctx, b, began)
+}
+
+// nextEpoch is the epoch to give away: above the one in force, and not below
+// what this node has promised already.
+func (h *Handler) nextEpoch(view cluster.View) cluster.Epoch {
+	_, d, _ := h.snapshot()
+	return max(view.NextMaster.Epoch+1, d.Promise)
+}
+
+// ballot holds the election and writes its result. Answers that b has already
+// are kept.
+func (h *Handler) ballot(ctx context.Context, b cluster.Ballot, began time.Time) error {
+	b.Answers = append(b.Answers, h.ask(ctx, b)...)
+	out := cluster.Elect(b)
+	asked := time.Since(began)
+	if out.Winner == "" {
+		for _, a := range b.Answers {
+			if a.Epoch > b.Epoch {
+				return fmt.Errorf("election for epoch %d: %s has promised epoch %d already", b.Epoch, a.Node, a.Epoch)
+			}
+		}
+		return fmt.Errorf("election for epoch %d: nobody is named: %s (%v)", b.Epoch, out.Reason, out.Passed)
+	}
+	next := cluster.Assignment{Node: out.Winner, Epoch: b.Epoch, Reason: out.Reason, By: h.Node, At: time.Now()}
+	ok, err := h.Store.SetNextMaster(ctx, b.View.NextMasterIndex, next)
+	if err != nil {
+		return fmt.Errorf("name %s for epoch %d: %w", out.Winner, b.Epoch, err)
+	}
+	if ok {
+		h.Log.Info("elected", "winner", out.Winner, "epoch", b.Epoch, "reason", out.Reason, "asked", asked, "took", time.Since(began))
+		h.Journal.Write("elected", b.Epoch, fmt.Sprintf("%s is to be active: %s", out.Winner, out.Reason), map[string]any{
+			"from": b.View.NextMaster.Node, "winner": out.Winner, "passed": out.Passed, "answers": b.Answers,
+			"detected": began, "asked_ms": asked.Milliseconds(),
+		})
+	}
+	return nil
+}
+
+// ask collects the answers of all managers that b lacks. It returns when all
+// have answered or failed, or, once the answers are enough, when answerWithin
+// has passed.
+func (h *Handler) ask(ctx context.Context, b cluster.Ballot) []cluster.Answer {
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	var asked []string
+	for _, name := range b.View.Managers() {
+		if !slices.ContainsFunc(b.Answers, func(a cluster.Answer) bool { return a.Node == name }) {
+			asked = append(asked, name)
+		}
+	}
+	replies := make(chan cluster.Answer, len(asked))
+	for _, name := range asked {
+		go func() { replies <- h.askOne(ctx, b.View.Nodes[name], b.Epoch) }()
+	}
+	patience := time.NewTimer(answerWithin)
+	defer patience.Stop()
+	var answers []cluster.Answer
+	for heard, late := 0, false; heard < len(asked); {
+		select {
+		case a := <-replies:
+			heard++
+			if a.Node != "" {
+				answers = append(answers, a)
+			}
+		case <-patience.C:
+			late = true
+		}
+		rest := b
+		rest.Answers = slices.Concat(b.Answers, answers)
+		if late && cluster.Elect(rest).Winner != "" {
+			break
+		}
+	}
+	return answers
+}
+
+// askOne returns the answer of one node, or none.
+func (h *Handler) askOne(ctx context.Context, node cluster.Node, epoch cluster.Epoch) cluster.Answer {
+	var a cluster.Answer
+	var err error
+	if node.Name == h.Node {
+		a, err = h.Detach(ctx, epoch)
+	} else {
+		a, err = h.Peers.Detach(ctx, node, epoch)
+	}
+	if err != nil {
+		h.Log.Info("no answer", "node", node.Name, "epoch", epoch, "error", err)
+		return cluster.Answer{}
+	}
+	return a
+}
+
+// elected ends a round of electing. One that named nobody is repeated soon.
+func (h *Handler) elected(err error) {
+	if err != nil {
+		h.Log.Warn("undecided", "error", err)
+	}
+	h.rest(retryAfter)
+	h.wake()
+}

@@ -1,0 +1,261 @@
+// Package handlerrunner drives one node: it observes, lets cluster.Decide
+// choose, and acts, one action at a time. It promotes, follows, fences, starts
+// and stops services, and answers its peers when they hold an election.
+package handlerrunner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/understudy-ha/understudy/cluster"
+	"github.com/understudy-ha/understudy/statefile"
+)
+
+// Options are what a handler works with.
+type Options struct {
+	Node    string // this node's name
+	Version string
+	State   string // file that keeps its durable state
+
+	Store       Store
+	Locks       Locks
+	Postgres    Postgres
+	Replication Replication
+	Directory   Directory
+	Units       Units
+	Peers       Peers
+	Journal     Journal
+	Verdict     func() cluster.VerdictReport // the watcher's, unknown when it is old
+	Files       func() cluster.FilesReport
+	Checkpoint  func(context.Context) error // of PostgreSQL
+
+	PostgresUnit string
+	AlwaysUnits  []string
+	LeaderUnits  []string
+	Log          *slog.Logger
+}
+
+// durable is what a handler must know again after it was killed.
+type durable struct {
+	State   cluster.State `json:"state"`
+	Promise cluster.Epoch `json:"promise"` // takes no WAL of an earlier epoch
+	Tried   cluster.Epoch `json:"tried"`   // the latest epoch for which it took the lock
+	Session string        `json:"session"` // that holds, or held, the lock
+}
+
+// tick is how often a node looks around where nothing wakes it.
+const tick = 500 * time.Millisecond
+
+// Handler is the driver of one node. Its exported methods may be called from
+// any goroutine.
+type Handler struct {
+	Options
+	tenure tenure
+	job    job
+	wakeup chan struct{}
+	orders chan order
+
+	// moving is held while the durable state or the upstream of PostgreSQL
+	// changes, so that a promise and a reconnection cannot cross.
+	moving sync.Mutex
+
+	mu       sync.Mutex // guards what follows
+	durable  durable
+	view     cluster.View
+	fresh    cluster.Tri
+	seen     time.Time // when the epoch of next-master was first seen
+	db       Database
+	since    time.Time
+	reason   string
+	units    map[string]cluster.Tri
+	attempt  cluster.Tri   // of the promotion under way
+	resting  time.Time     // no new job before
+	followed cluster.Epoch // for which Follow was last done
+	tip      tip           // of the active, asked once per epoch
+
+	// The driver's own:
+	strayed time.Time   // since when the standby does not stream
+	roster  roster      // when each standby was last connected
+	slotted []string    // who has a slot here
+	changed cluster.LSN // position after the quorum in effect was set
+}
+
+// New reads the durable state and returns a handler that Run drives.
+func New(o Options) (*Handler, error) {
+	h := &Handler{Options: o, wakeup: make(chan struct{}, 1), orders: make(chan order), units: map[string]cluster.Tri{}, roster: roster{}}
+	h.tenure.log, h.tenure.wake = o.Log, h.wake
+	d, err := statefile.Read[durable](o.State)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		d = durable{State: cluster.Joining}
+	case err != nil:
+		return nil, fmt.Errorf("%w; remove the file only if this node may be cloned again", err)
+	}
+	h.durable, h.since = d, time.Now()
+	return h, nil
+}
+
+// Run drives the node until ctx ends. It leaves PostgreSQL, the units and the
+// lock as they are: the next run takes them up.
+func (h *Handler) Run(ctx context.Context) error {
+	h.resume(ctx)
+	watching := make(chan error, 1)
+	go func() { watching <- h.Store.Watch(ctx, h.see) }()
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	defer h.tenure.leave()
+	defer h.job.cancel()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-watching:
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("watch the cluster's state: %w", err)
+		case o := <-h.orders:
+			o.done <- h.handOver(ctx, o.target)
+		case <-ticker.C:
+		case <-h.wakeup:
+		}
+		h.step(ctx)
+	}
+}
+
+// resume adopts the session of an active that was killed, so that its restart
+// is no failover. Everything that was half done begins again from fenced.
+func (h *Handler) resume(ctx context.Context) {
+	d := h.durable
+	if d.State == cluster.Active {
+		asked := time.Now()
+		lease, err := h.Locks.Adopt(ctx, d.Session)
+		if err == nil {
+			h.tenure.begin(lease, d.Tried, asked, h.ttl())
+			h.Log.Info("leader session adopted", "epoch", d.Tried, "session", d.Session)
+			return
+		}
+		h.Log.Warn("leader session not adopted", "epoch", d.Tried, "error", err)
+	}
+	if d.State == cluster.Active || d.State == cluster.Promoting || d.State == cluster.Rejoining {
+		h.enter(cluster.Decision{To: cluster.Fenced, Reason: "handler-runner was restarted while " + string(d.State)})
+	}
+}
+
+func (h *Handler) wake() {
+	select {
+	case h.wakeup <- struct{}{}:
+	default:
+	}
+}
+
+// see takes a view from the registry.
+func (h *Handler) see(v cluster.View, ok bool) {
+	h.mu.Lock()
+	if ok {
+		if v.NextMaster.Epoch != h.view.NextMaster.Epoch {
+			h.seen = time.Now()
+		}
+		h.view = v
+	}
+	was := h.fresh
+	h.fresh = cluster.TriOf(ok)
+	changed := was != h.fresh
+	h.mu.Unlock()
+	if changed {
+		h.Log.Info("registry", "reachable", ok)
+	}
+	h.wake()
+}
+
+// step is one round of observe, decide, act.
+func (h *Handler) step(ctx context.Context) {
+	o := h.observe(ctx)
+	d := cluster.Decide(o)
+	if d.To != o.State {
+		h.job.cancel()
+		h.enter(d)
+	}
+	for _, a := range d.Do {
+		if err := h.act(ctx, a, o); err != nil {
+			h.Log.Warn("action failed", "action", string(a), "state", string(d.To), "epoch", o.View.NextMaster.Epoch, "error", err)
+			break
+		}
+	}
+	if d.To != o.State {
+		h.wake()
+	}
+}
+
+// enter writes the new state down before anything is done about it.
+func (h *Handler) enter(d cluster.Decision) {
+	h.moving.Lock()
+	defer h.moving.Unlock()
+	h.mu.Lock()
+	from, epoch := h.durable.State, h.view.NextMaster.Epoch
+	h.durable.State, h.reason, h.since = d.To, d.Reason, time.Now()
+	h.attempt, h.followed, h.resting = cluster.Unknown, 0, time.Time{}
+	h.mu.Unlock()
+	h.roster, h.slotted, h.changed = roster{}, nil, 0
+	h.keep()
+	h.Log.Info("state", "from", string(from), "to", string(d.To), "reason", d.Reason, "epoch", epoch)
+	h.Journal.Write("state", epoch, fmt.Sprintf("%s is %s: %s", h.Node, d.To, d.Reason), map[string]any{"from": from, "to": d.To})
+}
+
+// keep makes the durable state durable. The caller holds moving. Where the disk
+// refuses, the state stays in memory and the next change tries again; a promise
+// checks the error itself.
+func (h *Handler) keep() error {
+	h.mu.Lock()
+	d := h.durable
+	h.mu.Unlock()
+	err := statefile.Write(h.State, d)
+	if err != nil {
+		h.Log.Error("state not written", "error", err)
+	}
+	return err
+}
+
+func (h *Handler) options() cluster.Options {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.view.Options(h.Node)
+}
+
+func (h *Handler) ttl() time.Duration { return max(h.options().Stretch(leaseTTL), leaseTTL) }
+
+func (h *Handler) snapshot() (cluster.View, durable, Database) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.view, h.durable, h.db
+}
+
+func (h *Handler) setUpstream(e cluster.Epoch) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.followed = e
+}
+
+func (h *Handler) upstreamIs(e cluster.Epoch) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.followed == e
+}
+
+// rest keeps jobs that fail from being repeated at once.
+func (h *Handler) rest(d time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.resting = time.Now().Add(d)
+}
+
+func (h *Handler) rested() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return !time.Now().Before(h.resting)
+}

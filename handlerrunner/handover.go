@@ -1,0 +1,126 @@
+package handlerrunner
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+// order asks the driver of an active node to hand over.
+type order struct {
+	target string
+	done   chan error
+}
+
+// HandOver gives activity to target and returns when target has been named, or
+// with the reason why it was not. It is refused on a node that is not active.
+func (h *Handler) HandOver(ctx context.Context, target string) error {
+	o := order{target, make(chan error, 1)}
+	select {
+	case h.orders <- o:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-o.done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// handOver is an election that the active itself holds: it stops PostgreSQL
+// cleanly, so that every connected standby has all WAL, excludes itself, and
+// prefers the target among equals. It goes on holding the lock meanwhile, so
+// that no standby begins an election of its own.
+func (h *Handler) handOver(ctx context.Context, target string) error {
+	view, d, db := h.snapshot()
+	if valid, _ := h.tenure.valid(time.Now()); !valid || d.State != cluster.Active {
+		return fmt.Errorf("%s is not the active node", h.Node)
+	}
+	if err := h.ready(ctx, view, db, target); err != nil {
+		return err
+	}
+	began := time.Now()
+	h.Journal.Write("handover", view.NextMaster.Epoch, fmt.Sprintf("%s hands over to %s", h.Node, target), nil)
+	// A checkpoint while clients still write leaves little for the one at
+	// shutdown, in which nobody can.
+	if err := h.Checkpoint(ctx); err != nil {
+		return fmt.Errorf("hand over: %w", err)
+	}
+	if err := h.eachUnit(ctx, h.LeaderUnits, false); err != nil {
+		h.Log.Warn("leader units not stopped", "error", err)
+	}
+	if err := h.fence(ctx); err != nil {
+		return fmt.Errorf("hand over: %w", err)
+	}
+	own, err := h.final(ctx, h.nextEpoch(view))
+	if err == nil {
+		err = h.ballot(ctx, cluster.Ballot{
+			View: view, Epoch: own.Epoch, Answers: []cluster.Answer{own}, Target: target, Exclude: []string{h.Node},
+		}, began)
+	}
+	// Whatever came of it, the lock is free now: if nobody was named, the
+	// standbys and this node hold an ordinary election.
+	h.tenure.end(ctx)
+	if err != nil {
+		return fmt.Errorf("hand over: %w; an ordinary election follows", err)
+	}
+	now, err := h.Store.View(ctx)
+	if err != nil {
+		return fmt.Errorf("hand over: %w", err)
+	}
+	if now.NextMaster.Node != target {
+		return fmt.Errorf("hand over: %s became active instead of %s: %s", now.NextMaster.Node, target, now.NextMaster.Reason)
+	}
+	return nil
+}
+
+// final is this node's own answer in the election that it hands over by: the
+// end of WAL after a clean shutdown.
+func (h *Handler) final(ctx context.Context, epoch cluster.Epoch) (cluster.Answer, error) {
+	pos, err := h.Directory.Final(ctx)
+	if err != nil {
+		return cluster.Answer{}, err
+	}
+	_, _, db := h.snapshot()
+	h.moving.Lock()
+	defer h.moving.Unlock()
+	h.mu.Lock()
+	h.durable.Promise = max(h.durable.Promise, epoch)
+	h.mu.Unlock()
+	if err := h.keep(); err != nil {
+		return cluster.Answer{}, err
+	}
+	return cluster.Answer{Node: h.Node, Epoch: epoch, Position: pos, SystemID: db.SystemID, Complete: cluster.Yes, Files: h.Files().Complete}, nil
+}
+
+// ready refuses a target that could not take over, before anything is stopped.
+func (h *Handler) ready(ctx context.Context, view cluster.View, db Database, target string) error {
+	node, member := view.Nodes[target]
+	switch {
+	case !member:
+		return fmt.Errorf("%s is not a member of the cluster", target)
+	case target == h.Node:
+		return fmt.Errorf("%s is already the active node", target)
+	case node.Kind != cluster.Manager:
+		return fmt.Errorf("%s is a runner and cannot be active", target)
+	case view.Options(target).Bool("no_failover"):
+		return fmt.Errorf("%s has no_failover set; 'understudy cluster nodes update %s --options no_failover=false' lifts it", target, target)
+	}
+	r, err := h.Peers.Report(ctx, node)
+	if err != nil {
+		return fmt.Errorf("%s is offline: %w", target, err)
+	}
+	if r.State != cluster.Standby || !r.Streaming {
+		return fmt.Errorf("%s is %s and does not stream from %s; wait until it is a standby again", target, r.State, h.Node)
+	}
+	for _, s := range db.Standbys {
+		if s.Name == target && s.Flushed+admitWithin >= db.Position.LSN {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s is too far behind %s to take over; see LAG in 'understudy cluster nodes list'", target, h.Node)
+}

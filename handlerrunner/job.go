@@ -1,0 +1,52 @@
+package handlerrunner
+
+import (
+	"context"
+	"sync"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+// job is the one long action under way. The driver goes on observing beside it,
+// and cancels it when the node is called to something else.
+type job struct {
+	mu   sync.Mutex
+	name cluster.Action // empty: none is under way
+	stop context.CancelFunc
+	done chan struct{}
+}
+
+// start runs do in the background unless a job is under way already. then gets
+// its result, unless it was cancelled.
+func (j *job) start(ctx context.Context, name cluster.Action, do func(context.Context) error, then func(error)) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.name != "" {
+		return
+	}
+	ctx, stop := context.WithCancel(ctx)
+	done := make(chan struct{})
+	j.name, j.stop, j.done = name, stop, done
+	go func() {
+		defer close(done)
+		err := do(ctx)
+		if ctx.Err() == nil {
+			then(err)
+		}
+		stop()
+		j.mu.Lock()
+		j.name = ""
+		j.mu.Unlock()
+	}()
+}
+
+// cancel ends the job under way and waits until it has ended.
+func (j *job) cancel() {
+	j.mu.Lock()
+	stop, done := j.stop, j.done
+	j.mu.Unlock()
+	if stop != nil {
+		stop()
+		<-done
+	}
+}

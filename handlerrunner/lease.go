@@ -1,0 +1,130 @@
+package handlerrunner
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+// The leader's session lives leaseTTL after its last renewal by Consul's
+// promise, and leaseFactor times as long by its practice (session TTL timers
+// run twice the TTL: agent/structs/structs.go, SessionTTLMultiplier). The
+// practice is used, less a margin: a fence that comes late costs stale reads,
+// never an acknowledged write, because those need standbys that have not
+// promised to another epoch.
+const (
+	leaseTTL    = time.Second
+	leaseFactor = 1.8
+	renewals    = 3 // in a TTL
+)
+
+// tenure is the time in which this node may accept writes. It is kept by the
+// local monotonic clock, counted from before each renewal was sent.
+type tenure struct {
+	log  *slog.Logger
+	wake func() // called when the tenure has ended
+
+	mu    sync.Mutex
+	lease Lease
+	epoch cluster.Epoch
+	until time.Time
+	stop  context.CancelFunc
+	done  chan struct{}
+}
+
+// begin holds on to a lease that was asked for at asked, and renews it until
+// end is called or it is lost.
+func (t *tenure) begin(l Lease, epoch cluster.Epoch, asked time.Time, ttl time.Duration) {
+	ctx, stop := context.WithCancel(context.Background())
+	t.mu.Lock()
+	t.lease, t.epoch, t.stop, t.done = l, epoch, stop, make(chan struct{})
+	t.until = asked.Add(lifetime(ttl))
+	done := t.done
+	t.mu.Unlock()
+	go func() {
+		defer close(done)
+		t.renew(ctx, l, ttl)
+		t.wake()
+	}()
+}
+
+func lifetime(ttl time.Duration) time.Duration {
+	return time.Duration(float64(ttl) * leaseFactor)
+}
+
+func (t *tenure) renew(ctx context.Context, l Lease, ttl time.Duration) {
+	tick := time.NewTicker(ttl / renewals)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		asked := time.Now()
+		try, cancel := context.WithTimeout(ctx, ttl/2)
+		err := l.Renew(try)
+		cancel()
+		t.mu.Lock()
+		switch {
+		case err == nil:
+			t.until = asked.Add(lifetime(ttl))
+		case errors.Is(err, ErrSessionGone):
+			t.until = time.Time{}
+		}
+		over := !time.Now().Before(t.until)
+		t.mu.Unlock()
+		if err != nil && ctx.Err() == nil {
+			t.log.Warn("lease not renewed", "error", err, "epoch", t.epoch)
+		}
+		if over {
+			return
+		}
+	}
+}
+
+// valid says whether this node holds the lock now, and for which epoch.
+func (t *tenure) valid(now time.Time) (bool, cluster.Epoch) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.lease != nil && now.Before(t.until), t.epoch
+}
+
+func (t *tenure) held() Lease {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.lease
+}
+
+// end stops renewing and gives the lock back. What Consul does not hear ends
+// by the session's TTL.
+func (t *tenure) end(ctx context.Context) {
+	t.mu.Lock()
+	l, stop, done := t.lease, t.stop, t.done
+	t.lease, t.until = nil, time.Time{}
+	t.mu.Unlock()
+	if l == nil {
+		return
+	}
+	stop()
+	<-done
+	if err := l.Release(ctx); err != nil && !errors.Is(err, ErrSessionGone) {
+		t.log.Warn("lock not released; its session will expire", "error", err)
+	}
+}
+
+// leave stops renewing without giving the lock back: the next handler-runner
+// on this node adopts it.
+func (t *tenure) leave() {
+	t.mu.Lock()
+	stop, done := t.stop, t.done
+	t.mu.Unlock()
+	if stop != nil {
+		stop()
+		<-done
+	}
+}

@@ -1,0 +1,97 @@
+package handlerrunner
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+const (
+	// dropAfter is how long a member of the sync set may be disconnected before
+	// the set shrinks without it.
+	dropAfter = 2 * time.Second
+	// admitWithin is how far behind a standby may be to become a member.
+	admitWithin = 16 << 20
+)
+
+// roster remembers when each standby was last connected.
+type roster map[string]time.Time
+
+// update notes who streams now, and returns who should be in the sync set: those
+// that have caught up, and members that have not been away for long.
+func (r roster) update(now time.Time, db Database, members []string, patience time.Duration) []string {
+	var standbys []string
+	for _, s := range db.Standbys {
+		r[s.Name] = now
+		if slices.Contains(members, s.Name) || s.Flushed+admitWithin >= db.Position.LSN {
+			standbys = append(standbys, s.Name)
+		}
+	}
+	for _, m := range members {
+		if !slices.Contains(standbys, m) && now.Sub(r[m]) < patience {
+			standbys = append(standbys, m)
+		}
+	}
+	slices.Sort(standbys)
+	return standbys
+}
+
+// maintain keeps what an active node keeps: a slot for every member, and a sync
+// set of the standbys that there are, one step of cluster.PlanSync a round.
+func (h *Handler) maintain(ctx context.Context, o cluster.Observation) error {
+	_, _, db := h.snapshot()
+	others := h.others(o.View)
+	if !slices.Equal(others, h.slotted) {
+		if err := h.Replication.Slots(ctx, others); err != nil {
+			return err
+		}
+		h.slotted = others
+	}
+	published := o.View.Sync
+	if db.Primary != cluster.Yes || published.Epoch != o.LeaseEpoch {
+		return nil
+	}
+	mode := cluster.SyncMode(o.View.Options("").Get("sync_mode"))
+	standbys := h.roster.update(time.Now(), db, published.Members, o.View.Options("").Stretch(dropAfter))
+	standbys = slices.DeleteFunc(standbys, func(n string) bool { return !slices.Contains(others, n) })
+	if mode == cluster.Strict {
+		standbys = others
+	}
+	want := cluster.Desired(mode, len(o.View.Managers()), standbys)
+	step := cluster.PlanSync(published, db.InEffect, want, h.caughtUp(db, want))
+	switch {
+	case step.Apply != nil:
+		h.Log.Info("quorum", "want", step.Apply.String(), "reason", step.Reason)
+		if err := h.Postgres.SetQuorum(ctx, *step.Apply); err != nil {
+			return err
+		}
+		h.changed = 0
+		h.wake()
+	case step.Publish != nil:
+		if err := h.publish(ctx, *step.Publish); err != nil {
+			return err
+		}
+		h.wake()
+	}
+	return nil
+}
+
+// caughtUp says whether k of the wanted members hold everything from before the
+// quorum in effect was set. The position is taken when it is first asked for,
+// which is after the change, so it errs to the late side.
+func (h *Handler) caughtUp(db Database, want cluster.Quorum) bool {
+	if !db.InEffect.Equal(want) {
+		return false
+	}
+	if h.changed == 0 {
+		h.changed = db.Position.LSN
+	}
+	there := flushed(db, h.changed)
+	return len(there)-len(without(there, want.Members)) >= want.K
+}
+
+func without(names, drop []string) []string {
+	return slices.DeleteFunc(slices.Clone(names), func(n string) bool { return slices.Contains(drop, n) })
+}

@@ -1,0 +1,104 @@
+package handlerrunner
+
+import (
+	"context"
+	"time"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+const (
+	observeTimeout = time.Second
+	// confirmWithin is the time that a named node has to take the lock.
+	confirmWithin = 2 * time.Second
+	// strandedAfter is how long a standby may be without its active's WAL
+	// before it is cloned anew.
+	strandedAfter = 30 * time.Second
+)
+
+// tip is the end of the line of timelines that the active is on.
+type tip struct {
+	epoch    cluster.Epoch
+	timeline cluster.Timeline
+	history  cluster.History
+}
+
+// observe gathers what Decide needs. What cannot be found out stays unknown.
+func (h *Handler) observe(ctx context.Context) cluster.Observation {
+	try, cancel := context.WithTimeout(ctx, observeTimeout)
+	db, err := h.Postgres.Observe(try)
+	cancel()
+	if err != nil {
+		h.Log.Debug("PostgreSQL not observed", "error", err)
+	}
+	if db.Running != cluster.Yes {
+		if running, err := h.Units.Running(ctx, h.PostgresUnit); err == nil && running == cluster.No {
+			db.Running = cluster.No
+		}
+	}
+	now := time.Now()
+	h.mu.Lock()
+	if db.Running != cluster.Yes {
+		db.SystemID = h.db.SystemID
+	}
+	h.db = db
+	o := cluster.Observation{
+		Self: h.Node, State: h.durable.State, View: h.view, Fresh: h.fresh,
+		Promise: h.durable.Promise, LeaseEpoch: h.durable.Tried, Attempt: h.attempt,
+		Running: db.Running, Primary: db.Primary,
+		Overdue: cluster.TriOf(!h.seen.IsZero() && now.Sub(h.seen) > h.view.Options(h.Node).Stretch(confirmWithin)),
+	}
+	h.mu.Unlock()
+	valid, _ := h.tenure.valid(now)
+	o.Lease = cluster.TriOf(valid)
+	if complete, err := h.Directory.Complete(); err == nil {
+		o.Complete = cluster.TriOf(complete)
+	}
+	if o.View.Info != nil && db.SystemID != "" {
+		o.Foreign = cluster.TriOf(db.SystemID != o.View.Info.SystemID)
+	}
+	o.Diverged = h.diverged(ctx, o, db)
+	o.Stranded = h.stranded(now, o, db)
+	return o
+}
+
+// diverged compares the local position with the active's line of timelines.
+func (h *Handler) diverged(ctx context.Context, o cluster.Observation, db Database) cluster.Tri {
+	l := o.View.Leader
+	if !l.Held || !l.Ready || l.Node == h.Node || db.Primary == cluster.Yes || db.Position.LSN == 0 {
+		return cluster.Unknown
+	}
+	t := h.lastTip()
+	if t.epoch != l.Epoch {
+		try, cancel := context.WithTimeout(ctx, observeTimeout)
+		defer cancel()
+		r, err := h.Peers.Report(try, o.View.Nodes[l.Node])
+		if err != nil || !r.Open || r.Epoch != l.Epoch {
+			return cluster.Unknown
+		}
+		t = tip{l.Epoch, r.Position.Timeline, r.History}
+		h.mu.Lock()
+		h.tip = t
+		h.mu.Unlock()
+	}
+	return cluster.TriOf(!t.history.Contains(t.timeline, db.Position))
+}
+
+// stranded says that a standby has been without its active for so long that the
+// WAL it needs must be taken for gone.
+func (h *Handler) stranded(now time.Time, o cluster.Observation, db Database) cluster.Tri {
+	if db.Running != cluster.Yes || db.Streaming || !o.View.Leader.Ready || !o.View.Leader.Held {
+		h.strayed = time.Time{}
+		return cluster.No
+	}
+	if h.strayed.IsZero() {
+		h.strayed = now
+	}
+	return cluster.TriOf(now.Sub(h.strayed) > o.View.Options(h.Node).Stretch(strandedAfter))
+}
+
+func (h *Handler) lastTip() tip {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.tip
+}

@@ -1,0 +1,124 @@
+package handlerrunner
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+// Store is the shared state of the cluster.
+type Store interface {
+	// Watch calls back with the first view and with every one that differs,
+	// and with ok false while the store cannot be read. It returns when ctx
+	// ends.
+	Watch(ctx context.Context, see func(v cluster.View, ok bool)) error
+	// View reads the state now, consistently.
+	View(ctx context.Context) (cluster.View, error)
+	// SetNextMaster replaces next-master where it still has that index.
+	SetNextMaster(ctx context.Context, index uint64, a cluster.Assignment) (bool, error)
+	// SetSync replaces the published sync set where it still has that index
+	// and the session holds the leader lock: so an election that has seen
+	// the lock free has seen the last word on the sync set.
+	SetSync(ctx context.Context, session string, index uint64, s cluster.SyncSet) (bool, error)
+}
+
+// Locks gives out the leader lock.
+type Locks interface {
+	// Acquire takes the free lock for l, in a session that lives ttl after
+	// its last renewal at the least and falls with this node's checks.
+	Acquire(ctx context.Context, l cluster.Leader, ttl time.Duration) (Lease, error)
+	// Adopt takes up a session that this node made before and that still
+	// holds the lock. An error that wraps ErrSessionGone is final.
+	Adopt(ctx context.Context, session string) (Lease, error)
+}
+
+// Lease is the leader lock in the hands of this node.
+type Lease interface {
+	ID() string
+	Renew(ctx context.Context) error // wraps ErrSessionGone when it is lost
+	Update(ctx context.Context, l cluster.Leader) error
+	Release(ctx context.Context) error
+}
+
+// Errors that adapters wrap.
+var (
+	// ErrSessionGone: the session that held the lock does not exist any more.
+	ErrSessionGone = errors.New("the session is gone")
+	// ErrNotRunning: PostgreSQL does not run.
+	ErrNotRunning = errors.New("PostgreSQL is not running")
+)
+
+// Database is what PostgreSQL on this node says of itself.
+type Database struct {
+	Running   cluster.Tri
+	Primary   cluster.Tri
+	Position  cluster.Position // durable end of WAL; zero while unknown
+	SystemID  string
+	Upstream  string // address that it streams from; empty: it does not
+	Lag       int64  // bytes behind the upstream's last word
+	InEffect  cluster.Quorum
+	Standbys  []Downstream // on a primary
+	Streaming bool         // its receiver runs
+}
+
+// Downstream is a standby that streams from this node.
+type Downstream struct {
+	Name    string
+	Flushed cluster.LSN
+}
+
+// Postgres observes and promotes the local server.
+type Postgres interface {
+	Observe(ctx context.Context) (Database, error)
+	// Promote ends recovery and returns the new timeline and where it begins.
+	// It does nothing on a primary.
+	Promote(ctx context.Context) (cluster.Position, error)
+	// SetQuorum sets synchronous_standby_names and sees it in effect.
+	SetQuorum(ctx context.Context, q cluster.Quorum) error
+	// Gate lets clients in, or ends their sessions and keeps them out.
+	Gate(ctx context.Context, open bool) error
+}
+
+// Replication moves the local server between upstreams.
+type Replication interface {
+	// Detach ends the reception of WAL, for good until Follow, and returns
+	// the final position. It wraps ErrNotRunning where there is no server;
+	// even then none will receive when it starts.
+	Detach(ctx context.Context) (cluster.Position, error)
+	Follow(ctx context.Context, upstream cluster.Node) error
+	// Slots makes sure that each of the nodes has its slot here.
+	Slots(ctx context.Context, nodes []string) error
+	// History returns the ancestors of a timeline that this server knows.
+	History(ctx context.Context, tl cluster.Timeline) (cluster.History, error)
+}
+
+// Directory is the local data directory.
+type Directory interface {
+	Complete() (bool, error)
+	// Final is the end of WAL of a server that was shut down cleanly.
+	Final(ctx context.Context) (cluster.Position, error)
+	Rewind(ctx context.Context, source cluster.Node) error
+	Clone(ctx context.Context, source cluster.Node, progress func(string)) error
+}
+
+// Units runs systemd units, or what stands for them in dev mode.
+type Units interface {
+	Start(ctx context.Context, unit string) error
+	Stop(ctx context.Context, unit string) error // returns when it has stopped
+	Kill(ctx context.Context, unit string) error // SIGKILL to all of it
+	Running(ctx context.Context, unit string) (cluster.Tri, error)
+}
+
+// Peers asks other nodes.
+type Peers interface {
+	Detach(ctx context.Context, node cluster.Node, epoch cluster.Epoch) (cluster.Answer, error)
+	// Report asks what the node tells of itself.
+	Report(ctx context.Context, node cluster.Node) (cluster.Report, error)
+}
+
+// Journal keeps the history of the cluster. Write does not block.
+type Journal interface {
+	Write(kind string, epoch cluster.Epoch, message string, data any)
+}

@@ -1,0 +1,174 @@
+package handlerrunner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+const (
+	promoteWithin = 30 * time.Second
+	// gatherWithin is how long a new active in sync_mode available waits for
+	// standbys before it opens to clients without them.
+	gatherWithin = 3 * time.Second
+	gatherPoll   = 2 * time.Millisecond
+)
+
+// promote makes this node the active one, for the epoch that it is named for:
+// slots, lock, quorum, end of recovery, standbys caught up, sync set published,
+// gate opened. Clients are kept out until what they will read is as safe as
+// what they will write (trap 32).
+func (h *Handler) promote(ctx context.Context) error {
+	view, _, _ := h.snapshot()
+	epoch := view.NextMaster.Epoch
+	ctx, cancel := context.WithTimeout(ctx, view.Options(h.Node).Stretch(promoteWithin))
+	defer cancel()
+	others := h.others(view)
+	if err := h.Replication.Slots(ctx, others); err != nil {
+		return fmt.Errorf("promote: %w", err)
+	}
+	lease, err := h.takeLock(ctx, epoch)
+	if err != nil {
+		return fmt.Errorf("promote: %w", err)
+	}
+	mode := cluster.SyncMode(view.Options("").Get("sync_mode"))
+	want := cluster.Desired(mode, len(view.Managers()), others)
+	if err := h.Postgres.SetQuorum(ctx, want); err != nil {
+		return fmt.Errorf("promote: %w", err)
+	}
+	if err := h.Postgres.Gate(ctx, false); err != nil {
+		return fmt.Errorf("promote: %w", err)
+	}
+	start, err := h.Postgres.Promote(ctx)
+	if err != nil {
+		return fmt.Errorf("promote: %w", err)
+	}
+	h.Journal.Write("promoted", epoch, fmt.Sprintf("%s ended recovery at %s", h.Node, start), start)
+	quorum, err := h.gather(ctx, mode, want, start)
+	if err != nil {
+		return fmt.Errorf("promote: %w", err)
+	}
+	if err := h.publish(ctx, cluster.SyncSet{Epoch: epoch, Leader: h.Node, Members: quorum.Members, K: quorum.K}); err != nil {
+		return fmt.Errorf("promote: %w", err)
+	}
+	if err := h.Postgres.Gate(ctx, true); err != nil {
+		return fmt.Errorf("promote: %w", err)
+	}
+	h.Journal.Write("writable", epoch, fmt.Sprintf("%s accepts writes, confirmed by %s", h.Node, quorum), quorum)
+	ready := cluster.Leader{Node: h.Node, Epoch: epoch, Ready: true, Timeline: start.Timeline}
+	if err := lease.Update(ctx, ready); err != nil {
+		return fmt.Errorf("promote: %w", err)
+	}
+	// Without it a former active that is rewound now would see the old
+	// timeline in the control file (trap 19).
+	return h.Checkpoint(ctx)
+}
+
+// promoted ends an attempt. The state follows from what is then observed.
+func (h *Handler) promoted(err error) {
+	h.mu.Lock()
+	h.attempt = cluster.TriOf(err == nil)
+	h.mu.Unlock()
+	if err != nil {
+		h.Log.Error("promotion failed", "error", err)
+	}
+	h.wake()
+}
+
+// others are the managers that may become standbys of this one.
+func (h *Handler) others(view cluster.View) []string {
+	return slices.DeleteFunc(view.Managers(), func(n string) bool { return n == h.Node })
+}
+
+// takeLock takes the leader lock and starts the lease. An epoch is tried once:
+// that it was, is written down first.
+func (h *Handler) takeLock(ctx context.Context, epoch cluster.Epoch) (Lease, error) {
+	asked := time.Now()
+	lease, err := h.Locks.Acquire(ctx, cluster.Leader{Node: h.Node, Epoch: epoch}, h.ttl())
+	if err != nil {
+		return nil, err
+	}
+	h.moving.Lock()
+	h.mu.Lock()
+	h.durable.Tried, h.durable.Session = epoch, lease.ID()
+	h.mu.Unlock()
+	err = h.keep()
+	h.moving.Unlock()
+	h.tenure.begin(lease, epoch, asked, h.ttl())
+	h.Journal.Write("lock", epoch, h.Node+" holds the leader lock", nil)
+	return lease, err
+}
+
+// gather waits until enough standbys have everything up to the new timeline,
+// and returns the quorum that PostgreSQL then waits for. With sync_mode
+// available it settles for those there are when its time is over.
+func (h *Handler) gather(ctx context.Context, mode cluster.SyncMode, want cluster.Quorum, start cluster.Position) (cluster.Quorum, error) {
+	deadline := time.Now().Add(h.options().Stretch(gatherWithin))
+	for want.K > 0 {
+		db, err := h.Postgres.Observe(ctx)
+		if err != nil {
+			return want, err
+		}
+		there := flushed(db, start.LSN)
+		if len(there) < want.K && (mode == cluster.Strict || time.Now().Before(deadline)) {
+			if err := sleep(ctx, gatherPoll); err != nil {
+				return want, fmt.Errorf("wait for standbys to catch up: %w", err)
+			}
+			continue
+		}
+		if mode == cluster.Strict || len(there) == len(want.Members) {
+			return want, nil
+		}
+		settled := cluster.Quorum{Members: there, K: min(want.K, len(there))}
+		return settled, h.Postgres.SetQuorum(ctx, settled)
+	}
+	return want, nil
+}
+
+// flushed names the standbys that have durably received up to lsn, sorted.
+func flushed(db Database, lsn cluster.LSN) []string {
+	var names []string
+	for _, s := range db.Standbys {
+		if s.Flushed >= lsn {
+			names = append(names, s.Name)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+var errMoved = errors.New("the sync key was changed by another node, or the lock is lost")
+
+// publish writes the sync key.
+func (h *Handler) publish(ctx context.Context, s cluster.SyncSet) error {
+	view, err := h.Store.View(ctx)
+	if err != nil {
+		return fmt.Errorf("publish the sync set: %w", err)
+	}
+	lease := h.tenure.held()
+	if lease == nil {
+		return fmt.Errorf("publish the sync set: %w", errMoved)
+	}
+	ok, err := h.Store.SetSync(ctx, lease.ID(), view.SyncIndex, s)
+	if err == nil && !ok {
+		err = errMoved
+	}
+	if err != nil {
+		return fmt.Errorf("publish the sync set: %w", err)
+	}
+	h.Log.Info("sync set published", "epoch", s.Epoch, "members", s.Members, "k", s.K)
+	return nil
+}

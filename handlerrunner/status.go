@@ -1,0 +1,59 @@
+package handlerrunner
+
+import (
+	"context"
+	"time"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+// Report tells of this node from memory, except for the timeline's history.
+func (h *Handler) Report(ctx context.Context) cluster.Report {
+	view, d, db := h.snapshot()
+	valid, epoch := h.tenure.valid(time.Now())
+	r := cluster.Report{
+		Node: h.Node, State: d.State, Promise: d.Promise, Epoch: view.NextMaster.Epoch, Version: h.Version,
+		Position: db.Position, Upstream: db.Upstream, Quorum: db.InEffect, SystemID: db.SystemID, Streaming: db.Streaming,
+	}
+	if view.Info != nil {
+		r.Cluster = view.Info.ID
+	}
+	if d.State == cluster.Active && valid && epoch == view.NextMaster.Epoch {
+		r.Open, r.Epoch = true, epoch
+	}
+	if db.Running == cluster.Yes && (r.Open || db.Streaming) {
+		r.LagBytes = &db.Lag
+	}
+	if db.Position.Timeline > 0 {
+		if history, err := h.Replication.History(ctx, db.Position.Timeline); err == nil {
+			r.History = history
+		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r.Reason, r.Since = h.reason, h.since
+	for _, u := range h.AlwaysUnits {
+		r.Services = append(r.Services, cluster.Unit{u, false, h.units[u]})
+	}
+	for _, u := range h.LeaderUnits {
+		r.Services = append(r.Services, cluster.Unit{u, true, h.units[u]})
+	}
+	return r
+}
+
+// Active says whether this node is open to clients at this moment, without any
+// I/O: for load balancers.
+func (h *Handler) Active() bool {
+	valid, epoch := h.tenure.valid(time.Now())
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return valid && h.durable.State == cluster.Active && epoch == h.view.NextMaster.Epoch
+}
+
+// Removed says whether this node was taken out of the cluster.
+func (h *Handler) Removed() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	_, removed := h.view.Removed[h.Node]
+	return removed
+}

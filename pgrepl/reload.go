@@ -1,0 +1,164 @@
+package pgrepl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// readDynamic returns the dynamic configuration in the file.
+func (s *Server) readDynamic() (dynamic, error) {
+	text, err := os.ReadFile(s.dynamicFile())
+	if err != nil {
+		return dynamic{}, fmt.Errorf("read dynamic configuration: %w", err)
+	}
+	return parseDynamic(string(text)), nil
+}
+
+// change writes the dynamic configuration and tells the server to read it. It
+// returns the generation to wait for with inEffect. When there is no server the
+// file is written all the same and the error wraps ErrNotRunning. The caller
+// holds s.conf.
+func (s *Server) change(ctx context.Context, edit func(*dynamic)) (int, error) {
+	if err := s.checkOverridden(); err != nil {
+		return 0, err
+	}
+	d, err := s.readDynamic()
+	if err != nil {
+		return 0, err
+	}
+	edit(&d)
+	d.generation++
+	sync, err := s.replaceFile(s.dynamicFile(), d.text(), 0o640)
+	if err != nil {
+		return 0, err
+	}
+	// The disk may be slow at the moment in which it matters most. The server
+	// reads the file from memory.
+	reloaded := s.reload(ctx)
+	return d.generation, errors.Join(reloaded, sync())
+}
+
+// reload tells the server to read its configuration: over a connection, and by
+// signal where none can be made. It does not wait until that has happened.
+func (s *Server) reload(ctx context.Context) error {
+	err := s.pool.with(ctx, func(c *pgx.Conn) error {
+		_, err := c.Exec(ctx, "select pg_reload_conf()")
+		return err
+	})
+	if err == nil {
+		return nil
+	}
+	pid := s.postmaster()
+	if pid == 0 {
+		return fmt.Errorf("reload configuration: %w", ErrNotRunning)
+	}
+	return hangUp(pid)
+}
+
+// postmaster returns the PID of the server on the data directory, and 0 when
+// there is none. A PID in the file that now belongs to another process is told
+// by its working directory, which for PostgreSQL is the data directory.
+func (s *Server) postmaster() int {
+	text, err := os.ReadFile(filepath.Join(s.DataDir, "postmaster.pid"))
+	if err != nil {
+		return 0
+	}
+	first, _, _ := strings.Cut(string(text), "\n")
+	pid, err := strconv.Atoi(strings.TrimSpace(first))
+	if err != nil || pid <= 0 {
+		return 0
+	}
+	cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
+	if err != nil {
+		return 0
+	}
+	a, err1 := os.Stat(cwd)
+	b, err2 := os.Stat(s.DataDir)
+	if err1 != nil || err2 != nil || !os.SameFile(a, b) {
+		return 0
+	}
+	return pid
+}
+
+// inEffect waits until the postmaster has read the generation of the dynamic
+// configuration, and with it the rules of admission: a session that begins then
+// shows it. Every process of the server has been told by then too.
+func (s *Server) inEffect(ctx context.Context, generation int) error {
+	return poll(ctx, pollEvery, func() (bool, error) {
+		c, err := s.connect(ctx)
+		if err != nil {
+			return false, err
+		}
+		defer c.Close(ctx)
+		var got string
+		if err := c.QueryRow(ctx, "select coalesce(current_setting($1, true), '')", generationSetting).Scan(&got); err != nil {
+			return false, err
+		}
+		n, _ := strconv.Atoi(got)
+		return n >= generation, nil
+	})
+}
+
+// pollEvery is the pause between two looks at something that takes a few
+// milliseconds and that writes wait for.
+const pollEvery = 2 * time.Millisecond
+
+// poll calls f until it says true or fails, or the context ends.
+func poll(ctx context.Context, every time.Duration, f func() (bool, error)) error {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		done, err := f()
+		if done || err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// checkOverridden refuses to go on when postgresql.auto.conf has a setting of
+// ours: it wins over every configuration file.
+func (s *Server) checkOverridden() error {
+	text, err := os.ReadFile(filepath.Join(s.DataDir, "postgresql.auto.conf"))
+	if err != nil {
+		return nil // no data directory yet
+	}
+	if name := overriddenIn(string(text)); name != "" {
+		return fmt.Errorf("%w: %s in %s/postgresql.auto.conf; run ALTER SYSTEM RESET %s, or delete the line while the server is stopped",
+			ErrOverridden, name, s.DataDir, name)
+	}
+	return nil
+}
+
+func overriddenIn(autoConf string) string {
+	for line := range strings.Lines(autoConf) {
+		name, _, _ := strings.Cut(strings.TrimSpace(line), "=")
+		name = strings.ToLower(strings.TrimSpace(name))
+		for _, ours := range ownNames() {
+			if name == ours {
+				return name
+			}
+		}
+	}
+	return ""
+}
+
+func hangUp(pid int) error {
+	if err := syscall.Kill(pid, syscall.SIGHUP); err != nil {
+		return fmt.Errorf("reload configuration: signal postmaster %d: %w", pid, err)
+	}
+	return nil
+}

@@ -1,0 +1,114 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+// SerfHealth is Consul's own check of a node, as named in Health.
+const SerfHealth = "serfHealth"
+
+// ErrNotRegistered: the local agent does not know the check; register again.
+var ErrNotRegistered = errors.New("the check is not registered")
+
+// CheckState is a health check as the cluster sees it.
+type CheckState struct {
+	OK     bool   `json:"ok"`
+	Output string `json:"output"` // up to the agent's check_update_interval old
+}
+
+// RegisterChecks tells the local agent of the service understudy and of one TTL
+// check for each. A check that is new starts as passing, because a failing one
+// would free the leader lock; one that the agent knows keeps its state, so that
+// to register it again turns nothing healthy.
+func (c *Client) RegisterChecks(ctx context.Context, ttls map[cluster.Check]time.Duration) error {
+	ctx, cancel := c.bound(ctx)
+	defer cancel()
+	q := (&api.QueryOptions{}).WithContext(ctx)
+	agent := c.api.Agent()
+	known, err := agent.ChecksWithFilterOpts("", q)
+	if err != nil {
+		return failed("read the agent's checks", err)
+	}
+	service := &api.AgentServiceRegistration{ID: cluster.ServiceID, Name: cluster.ServiceID}
+	if err := agent.ServiceRegisterOpts(service, api.ServiceRegisterOpts{}.WithContext(ctx)); err != nil {
+		return failed("register service "+cluster.ServiceID, err)
+	}
+	for check, ttl := range ttls {
+		status := api.HealthPassing
+		if was := known[check.ID()]; was != nil {
+			status = was.Status
+		}
+		reg := &api.AgentCheckRegistration{
+			ID: check.ID(), Name: string(check), ServiceID: cluster.ServiceID,
+			AgentServiceCheck: api.AgentServiceCheck{TTL: ttl.String(), Status: status},
+		}
+		if err := agent.CheckRegisterOpts(reg, q); err != nil {
+			return failed("register check "+string(check), err)
+		}
+	}
+	return nil
+}
+
+// DeregisterChecks takes the service and its checks from the local agent.
+func (c *Client) DeregisterChecks(ctx context.Context) error {
+	ctx, cancel := c.bound(ctx)
+	defer cancel()
+	err := c.api.Agent().ServiceDeregisterOpts(cluster.ServiceID, (&api.QueryOptions{}).WithContext(ctx))
+	if err != nil && !isStatus(err, http.StatusNotFound) {
+		return failed("deregister service "+cluster.ServiceID, err)
+	}
+	return nil
+}
+
+// Post gives the local agent the result of a check and starts its TTL afresh. A
+// failure frees the locks of the sessions that are bound to it, within
+// milliseconds. It needs no Consul leader. The error wraps ErrNotRegistered when
+// the agent does not know the check.
+func (c *Client) Post(ctx context.Context, check cluster.Check, ok bool, output string) error {
+	ctx, cancel := c.bound(ctx)
+	defer cancel()
+	status := api.HealthCritical
+	if ok {
+		status = api.HealthPassing
+	}
+	err := c.api.Agent().UpdateTTLOpts(check.ID(), output, status, (&api.QueryOptions{}).WithContext(ctx))
+	switch {
+	case err == nil:
+		return nil
+	case isStatus(err, http.StatusNotFound) || strings.Contains(err.Error(), "does not have associated TTL"):
+		return fmt.Errorf("post check %s: %w", check, ErrNotRegistered)
+	}
+	return failed("post check "+string(check), err)
+}
+
+// Health returns the checks of every node in Consul by node and by name: those
+// of cluster.Checks, and SerfHealth.
+func (c *Client) Health(ctx context.Context) (map[string]map[string]CheckState, error) {
+	ctx, cancel := c.bound(ctx)
+	defer cancel()
+	checks, _, err := c.api.Health().State(api.HealthAny, consistent(ctx))
+	if err != nil {
+		return nil, failed("read health", err)
+	}
+	health := map[string]map[string]CheckState{}
+	for _, check := range checks {
+		name, ours := strings.CutPrefix(check.CheckID, cluster.ServiceID+":")
+		if !ours && name != SerfHealth {
+			continue
+		}
+		if health[check.Node] == nil {
+			health[check.Node] = map[string]CheckState{}
+		}
+		health[check.Node][name] = CheckState{OK: check.Status == api.HealthPassing, Output: check.Output}
+	}
+	return health, nil
+}

@@ -1,0 +1,195 @@
+// Package registrytest runs real Consul servers for tests.
+package registrytest
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/understudy-ha/understudy/registry"
+)
+
+// Server is a Consul server that runs until the test ends.
+type Server struct {
+	Address string // ip:port of the HTTP API
+	Config  registry.AgentConfig
+
+	t    testing.TB
+	file string
+	log  string
+	cmd  *exec.Cmd
+}
+
+// Start runs the first server of a cluster on a loopback address, over plain
+// HTTP, and waits until it leads. consul must be on PATH.
+func Start(t testing.TB, address string) *Server {
+	t.Helper()
+	return StartWith(t, registry.AgentConfig{
+		Name: NodeName(address), Address: address, Bootstrap: true, DataDir: t.TempDir(),
+	})
+}
+
+// Join runs one more server, which joins others by their addresses, and waits
+// until it knows a leader. It has no vote yet: see registry.Client.WaitVoter.
+func Join(t testing.TB, address string, others ...string) *Server {
+	t.Helper()
+	return StartWith(t, registry.AgentConfig{
+		Name: NodeName(address), Address: address, Join: others, DataDir: t.TempDir(),
+	})
+}
+
+// NodeName is the name that Start and Join give to the node: node-1-11 for
+// 127.10.1.11.
+func NodeName(address string) string {
+	return "node-" + strings.Join(strings.Split(address, ".")[2:], "-")
+}
+
+// StartWith runs an agent with its own configuration. With TLS it waits until
+// the API's port is open, otherwise until there is a leader.
+func StartWith(t testing.TB, conf registry.AgentConfig) *Server {
+	t.Helper()
+	text, err := conf.JSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	s := &Server{
+		Address: conf.APIAddress(), Config: conf, t: t,
+		file: filepath.Join(dir, "consul.json"), log: filepath.Join(dir, "consul.log"),
+	}
+	if err := os.WriteFile(s.file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Kill)
+	s.Restart()
+	return s
+}
+
+// PID is the agent's process, 0 while it is down.
+func (s *Server) PID() int {
+	if s.cmd == nil {
+		return 0
+	}
+	return s.cmd.Process.Pid
+}
+
+// Kill ends the agent with SIGKILL and waits until it has gone.
+func (s *Server) Kill() {
+	if s.cmd == nil {
+		return
+	}
+	_ = s.cmd.Process.Kill()
+	_ = s.cmd.Wait()
+	s.cmd = nil
+}
+
+// Signal sends a signal, such as SIGSTOP.
+func (s *Server) Signal(sig syscall.Signal) {
+	s.t.Helper()
+	if s.cmd == nil {
+		s.t.Fatal("the consul agent is not running")
+	}
+	if err := s.cmd.Process.Signal(sig); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// Restart kills the agent if it runs, starts it on the same data, and waits as
+// StartWith does.
+func (s *Server) Restart() {
+	s.t.Helper()
+	s.Kill()
+	consul, err := exec.LookPath("consul")
+	if err != nil {
+		s.t.Fatalf("these tests run against a real Consul: put bin/ on PATH: %v", err)
+	}
+	out, err := os.OpenFile(s.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer out.Close()
+	cmd := exec.Command(consul, "agent", "-config-file", s.file)
+	cmd.Stdout, cmd.Stderr = out, out
+	// Should the test binary itself be killed, no clean-up runs.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.cmd = cmd
+	s.await()
+}
+
+// Wipe kills the agent, deletes its data, and starts it empty.
+func (s *Server) Wipe() {
+	s.t.Helper()
+	s.Kill()
+	if err := os.RemoveAll(s.Config.DataDir); err != nil {
+		s.t.Fatal(err)
+	}
+	s.Restart()
+}
+
+// Client is a client of this server, closed with the test.
+func (s *Server) Client() *registry.Client {
+	s.t.Helper()
+	c, err := registry.Open(registry.Config{Address: s.Address})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(c.Close)
+	return c
+}
+
+func (s *Server) await() {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	ready := s.leads
+	if s.Config.CertFile != "" {
+		ready = s.listens
+	}
+	for {
+		err := ready(ctx)
+		if err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			text, _ := os.ReadFile(s.log)
+			s.t.Fatalf("consul on %s is not ready: %v\n%s", s.Config.Address, err, text)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func (s *Server) listens(ctx context.Context) error {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", s.Address)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+func (s *Server) leads(ctx context.Context) error {
+	c, err := registry.Open(registry.Config{Address: s.Address})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, ok, err := c.RaftLeader(ctx)
+	if err == nil && !ok {
+		err = errors.New("no leader yet")
+	}
+	if err != nil {
+		return err
+	}
+	_, err = c.View(ctx)
+	return err
+}

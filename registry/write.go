@@ -1,0 +1,233 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+// The refusals of writes.
+var (
+	// ErrClusterExists: the store holds another cluster.
+	ErrClusterExists = errors.New("the registry already holds a cluster")
+	// ErrNoCluster: the store holds no cluster.
+	ErrNoCluster = errors.New("the registry holds no cluster")
+	// ErrNameTaken: another member has this name.
+	ErrNameTaken = errors.New("a member of this name exists")
+	// ErrUnknownNode: no member has this name.
+	ErrUnknownNode = errors.New("no member of this name")
+	// ErrOldEpoch: the epoch is not greater than the one that is stored.
+	ErrOldEpoch = errors.New("epoch is not greater than the present one")
+	// ErrSuperseded: what was to be written belongs to an epoch or a node
+	// that is no longer the chosen one.
+	ErrSuperseded = errors.New("superseded by a later decision")
+)
+
+// CreateCluster writes the identity of a new cluster into an empty store.
+// Repeated with the same id it succeeds and changes nothing; otherwise the error
+// wraps ErrClusterExists.
+func (c *Client) CreateCluster(ctx context.Context, info cluster.Info) error {
+	ok, err := c.cas(ctx, keyCluster, encode(info), 0)
+	if err != nil || ok {
+		return err
+	}
+	there, err := c.info(ctx)
+	switch {
+	case err != nil:
+		return err
+	case there.ID != info.ID:
+		return fmt.Errorf("create cluster: %w: %s", ErrClusterExists, there.ID)
+	}
+	return nil
+}
+
+func (c *Client) info(ctx context.Context) (cluster.Info, error) {
+	var info cluster.Info
+	pair, err := c.get(ctx, keyCluster)
+	if err != nil {
+		return info, err
+	}
+	if pair == nil {
+		return info, ErrNoCluster
+	}
+	return info, decode(pair, &info)
+}
+
+// SetOptions lays change over the options of the cluster, as
+// cluster.Options.With does, and returns all that are set then. The caller has
+// checked them with cluster.CheckOptions.
+func (c *Client) SetOptions(ctx context.Context, change cluster.Options) (cluster.Options, error) {
+	var set cluster.Options
+	err := c.modifyInfo(ctx, func(info *cluster.Info) {
+		info.Options = info.Options.With(change)
+		set = info.Options
+	})
+	return set, err
+}
+
+// SetSystemID records PostgreSQL's system identifier, once it is known. It never
+// replaces another one.
+func (c *Client) SetSystemID(ctx context.Context, id string) error {
+	var other string
+	err := c.modifyInfo(ctx, func(info *cluster.Info) {
+		if other = info.SystemID; other == "" {
+			info.SystemID = id
+		}
+	})
+	if err == nil && other != "" && other != id {
+		return fmt.Errorf("record system identifier %s: %w with %s", id, ErrClusterExists, other)
+	}
+	return err
+}
+
+func (c *Client) modifyInfo(ctx context.Context, f func(*cluster.Info)) error {
+	return c.modify(ctx, keyCluster, func(old *api.KVPair) ([]byte, error) {
+		if old == nil {
+			return nil, ErrNoCluster
+		}
+		var info cluster.Info
+		if err := decode(old, &info); err != nil {
+			return nil, err
+		}
+		f(&info)
+		return encode(info), nil
+	})
+}
+
+// AddNode makes n a member, and deletes a tombstone of its name in the same
+// step. Where a member of this name exists with the same address and
+// fingerprint, it is this node's own earlier attempt and is replaced; otherwise
+// the error wraps ErrNameTaken.
+func (c *Client) AddNode(ctx context.Context, n cluster.Node) error {
+	doing := "add node " + n.Name
+	for range casAttempts {
+		old, err := c.get(ctx, keyNodes+n.Name)
+		if err != nil {
+			return err
+		}
+		var index uint64
+		if old != nil {
+			var there cluster.Node
+			if err := decode(old, &there); err != nil {
+				return err
+			}
+			if there.Address != n.Address || there.Fingerprint != n.Fingerprint {
+				return fmt.Errorf("%s: %w, at %s", doing, ErrNameTaken, there.Address)
+			}
+			index = old.ModifyIndex
+		}
+		_, err = c.transact(ctx, doing,
+			&api.KVTxnOp{Verb: api.KVGet, Key: keyCluster},
+			&api.KVTxnOp{Verb: api.KVCAS, Key: keyNodes + n.Name, Value: encode(n), Index: index},
+			&api.KVTxnOp{Verb: api.KVDelete, Key: keyRemoved + n.Name})
+		op, _, refused := refusal(err)
+		switch {
+		case !refused:
+			return err
+		case op == 0:
+			return fmt.Errorf("%s: %w", doing, ErrNoCluster)
+		}
+	}
+	return fmt.Errorf("%s: %w", doing, ErrConflict)
+}
+
+// UpdateNode lets change edit the entry of a member, again on the newest state
+// whenever another write came between. An error of change ends it and is
+// returned. The name cannot be changed.
+func (c *Client) UpdateNode(ctx context.Context, name string, change func(*cluster.Node) error) error {
+	return c.modify(ctx, keyNodes+name, func(old *api.KVPair) ([]byte, error) {
+		if old == nil {
+			return nil, fmt.Errorf("update node %s: %w", name, ErrUnknownNode)
+		}
+		var n cluster.Node
+		if err := decode(old, &n); err != nil {
+			return nil, err
+		}
+		if err := change(&n); err != nil {
+			return nil, err
+		}
+		n.Name = name
+		return encode(n), nil
+	})
+}
+
+// RemoveNode deletes a member and leaves a tombstone, in one step; join tokens
+// that it had used are revoked. A member that is removed already is no error, an
+// unknown one wraps ErrUnknownNode.
+func (c *Client) RemoveNode(ctx context.Context, name, by string) error {
+	doing := "remove node " + name
+	tomb := encode(cluster.Tombstone{Node: name, By: by, At: time.Now().UTC()})
+	for range casAttempts {
+		old, err := c.get(ctx, keyNodes+name)
+		if err != nil {
+			return err
+		}
+		if old == nil {
+			gone, err := c.get(ctx, keyRemoved+name)
+			if err != nil {
+				return err
+			}
+			if gone == nil {
+				return fmt.Errorf("%s: %w", doing, ErrUnknownNode)
+			}
+			return c.revokeTokensOf(ctx, name)
+		}
+		_, err = c.transact(ctx, doing,
+			&api.KVTxnOp{Verb: api.KVDeleteCAS, Key: keyNodes + name, Index: old.ModifyIndex},
+			&api.KVTxnOp{Verb: api.KVSet, Key: keyRemoved + name, Value: tomb})
+		if _, _, refused := refusal(err); refused {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		return c.revokeTokensOf(ctx, name)
+	}
+	return fmt.Errorf("%s: %w", doing, ErrConflict)
+}
+
+// SetNextMaster names the node that is to be active, if next-master still is at
+// index (0: does not exist). ok is false when another was quicker. An epoch that
+// is not greater than the stored one is refused with ErrOldEpoch.
+func (c *Client) SetNextMaster(ctx context.Context, index uint64, a cluster.Assignment) (ok bool, err error) {
+	old, err := c.get(ctx, keyNextMaster)
+	if err != nil {
+		return false, err
+	}
+	if old != nil {
+		var there cluster.Assignment
+		if err := decode(old, &there); err != nil {
+			return false, err
+		}
+		switch {
+		case old.ModifyIndex != index:
+			return false, nil
+		case a.Epoch <= there.Epoch:
+			return false, fmt.Errorf("assign epoch %d to %s: %w, which is %d", a.Epoch, a.Node, ErrOldEpoch, there.Epoch)
+		}
+	}
+	if a.Epoch == 0 {
+		return false, fmt.Errorf("assign epoch 0 to %s: %w", a.Node, ErrOldEpoch)
+	}
+	return c.cas(ctx, keyNextMaster, encode(a), index)
+}
+
+// SetSync publishes the sync set, if the key still is at index (0: does not
+// exist), and returns the index that it has then. ok is false when it was
+// changed in between.
+func (c *Client) SetSync(ctx context.Context, index uint64, s cluster.SyncSet) (ok bool, newIndex uint64, err error) {
+	done, err := c.transact(ctx, "publish the sync set",
+		&api.KVTxnOp{Verb: api.KVCAS, Key: keySync, Value: encode(s), Index: index})
+	if _, _, refused := refusal(err); refused {
+		return false, 0, nil
+	}
+	if err != nil {
+		return false, 0, err
+	}
+	return true, done[0].KV.ModifyIndex, nil
+}

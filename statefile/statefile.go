@@ -1,0 +1,45 @@
+// Package statefile keeps one JSON value in one file, so that a reader sees the
+// old value or the new one and a crash loses neither.
+package statefile
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/google/renameio/v2"
+)
+
+// Write replaces the file with v: written beside, synced, renamed. The folder
+// is made when it does not exist. Mode 0600 unless told otherwise by WriteMode.
+func Write(file string, v any) error { return WriteMode(file, v, 0o600) }
+
+// WriteMode is Write with the permissions of the file.
+func WriteMode(file string, v any, mode os.FileMode) error {
+	text, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", file, err)
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return fmt.Errorf("write %s: %w", file, err)
+	}
+	if err := renameio.WriteFile(file, append(text, '\n'), mode, renameio.WithStaticPermissions(mode)); err != nil {
+		return fmt.Errorf("write %s: %w", file, err)
+	}
+	return nil
+}
+
+// Read returns what Write kept. A missing file is an error that wraps
+// fs.ErrNotExist; the caller decides what its absence means.
+func Read[T any](file string) (T, error) {
+	var v T
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return v, fmt.Errorf("read state: %w", err)
+	}
+	if err := json.Unmarshal(text, &v); err != nil {
+		return v, fmt.Errorf("read state %s: %w", file, err)
+	}
+	return v, nil
+}
