@@ -38,12 +38,14 @@ func (c *Client) Ping(ctx context.Context, n cluster.Node) error {
 
 // Report asks what the node tells of itself.
 func (c *Client) Report(ctx context.Context, n cluster.Node) (r cluster.Report, err error) {
-	return r, c.call(ctx, http.MethodGet, n, "node", nil, &r)
+	err = c.call(ctx, http.MethodGet, n, "node", nil, &r)
+	return r, err
 }
 
 // Detach asks the node to promise and to tell its final position.
 func (c *Client) Detach(ctx context.Context, n cluster.Node, epoch cluster.Epoch) (a cluster.Answer, err error) {
-	return a, c.call(ctx, http.MethodPost, n, "detach", DetachRequest{epoch}, &a)
+	err = c.call(ctx, http.MethodPost, n, "detach", DetachRequest{epoch}, &a)
+	return a, err
 }
 
 // SetActive asks the active node to hand over to target.
@@ -53,7 +55,8 @@ func (c *Client) SetActive(ctx context.Context, active cluster.Node, target stri
 
 // Join asks the manager at address (IP:port) to let this node in.
 func (c *Client) Join(ctx context.Context, address string, in JoinRequest) (out JoinReply, err error) {
-	return out, c.do(ctx, http.MethodPost, "https://"+address+"/api/v1/join", address, in, &out)
+	err = c.do(ctx, http.MethodPost, "https://"+address+"/api/v1/join", address, in, &out)
+	return out, err
 }
 
 func (c *Client) call(ctx context.Context, method string, n cluster.Node, path string, in, out any) error {

@@ -21,7 +21,7 @@ type Admitter interface {
 type Backend struct {
 	Node    Node
 	Admit   Admitter
-	Members func(ctx context.Context) (cluster.View, error)
+	View    func() cluster.View // from memory
 	// Caller tells whose verified certificate a connection carries.
 	Caller func(*tls.ConnectionState) (name string, ok bool)
 }
@@ -76,11 +76,9 @@ func (b Backend) members(next http.HandlerFunc) http.Handler {
 			fail(w, Errorf(http.StatusForbidden, CodeForbidden, "a certificate of a member is needed"))
 			return
 		}
-		if view, err := b.Members(r.Context()); err == nil {
-			if _, removed := view.Removed[name]; removed {
-				fail(w, Errorf(http.StatusForbidden, CodeRemoved, "%s was removed from the cluster", name))
-				return
-			}
+		if _, removed := b.View().Removed[name]; removed {
+			fail(w, Errorf(http.StatusForbidden, CodeRemoved, "%s was removed from the cluster", name))
+			return
 		}
 		next(w, r)
 	})

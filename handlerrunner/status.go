@@ -33,10 +33,10 @@ func (h *Handler) Report(ctx context.Context) cluster.Report {
 	defer h.mu.Unlock()
 	r.Reason, r.Since = h.reason, h.since
 	for _, u := range h.AlwaysUnits {
-		r.Services = append(r.Services, cluster.Unit{u, false, h.units[u]})
+		r.Services = append(r.Services, cluster.Unit{Name: u, Running: h.units[u]})
 	}
 	for _, u := range h.LeaderUnits {
-		r.Services = append(r.Services, cluster.Unit{u, true, h.units[u]})
+		r.Services = append(r.Services, cluster.Unit{Name: u, Leader: true, Running: h.units[u]})
 	}
 	return r
 }
@@ -50,10 +50,8 @@ func (h *Handler) Active() bool {
 	return valid && h.durable.State == cluster.Active && epoch == h.view.NextMaster.Epoch
 }
 
-// Removed says whether this node was taken out of the cluster.
-func (h *Handler) Removed() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	_, removed := h.view.Removed[h.Node]
-	return removed
+// View is the cluster's state as this node last saw it.
+func (h *Handler) View() cluster.View {
+	view, _, _ := h.snapshot()
+	return view
 }

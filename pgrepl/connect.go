@@ -175,3 +175,16 @@ func hasCode(err error, code string) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && pg.Code == code
 }
+
+// connectAny opens a session as our role or, where Prepare or EnsureRoles have
+// not come yet, as the superuser of the database, if this process may.
+func (s *Server) connectAny(ctx context.Context) (*pgx.Conn, error) {
+	c, err := s.connect(ctx)
+	if err == nil || stateOf(err) != StateUnknown {
+		return c, err
+	}
+	if other, err := s.dial(ctx, s.Superuser, nil); err == nil {
+		return other, nil
+	}
+	return nil, err
+}

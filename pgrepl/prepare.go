@@ -115,12 +115,17 @@ func (s *Server) recordOriginals(ctx context.Context) error {
 // that the data directory needs at least, because the primary it came from had
 // them, are raised; those that the operator gave by Parameters are left alone.
 func (s *Server) writeStatic(ctx context.Context) error {
+	if err := s.writeFile(s.staticFile(), s.staticConf(nil), 0o640); err != nil {
+		return err
+	}
 	raised, err := s.raised(ctx)
 	if err != nil {
 		return err
 	}
-	if err := s.writeFile(s.staticFile(), s.staticConf(raised), 0o640); err != nil {
-		return err
+	if len(raised) > 0 {
+		if err := s.writeFile(s.staticFile(), s.staticConf(raised), 0o640); err != nil {
+			return err
+		}
 	}
 	for _, want := range []setting{{"hba_file", s.own("pg_hba.conf")}, {"restart_after_crash", "off"}, {"data_directory", s.DataDir}} {
 		got, err := s.configured(ctx, want.name)
@@ -135,6 +140,7 @@ func (s *Server) writeStatic(ctx context.Context) error {
 	return nil
 }
 
+// raised compares what is configured without it with pg_control.
 func (s *Server) raised(ctx context.Context) ([]setting, error) {
 	control, err := s.ControlData(ctx)
 	if err != nil {
@@ -148,9 +154,6 @@ func (s *Server) raised(ctx context.Context) ([]setting, error) {
 		configured, err := s.configured(ctx, name)
 		if err != nil {
 			return nil, err
-		}
-		if i := slices.IndexFunc(defaults, func(d setting) bool { return d.name == name }); i >= 0 {
-			configured = defaults[i].value
 		}
 		if n, err := strconv.Atoi(configured); err == nil && n < least {
 			raised = append(raised, setting{name, strconv.Itoa(least)})

@@ -12,9 +12,11 @@ import (
 
 // Process is one process at the moment of a Snapshot.
 type Process struct {
-	PID, Parent, Session int
-	State                byte   // R, S, D, T (stopped), Z (a zombie), ...
-	Started              uint64 // ticks since boot: with the PID, the identity of a process
+	PID     int    `json:"pid"`
+	Parent  int    `json:"parent"`
+	Session int    `json:"session"`
+	State   byte   `json:"-"`       // R, S, D, T (stopped), Z (a zombie), ...
+	Started uint64 `json:"started"` // ticks since boot: with the PID, the identity of a process
 }
 
 // Table is all processes by PID.

@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"syscall"
@@ -62,10 +63,7 @@ func (g *group) dead(c child) {
 // claimed says whether an orphan belongs to a unit already.
 func (s *Supervisor) claimed(p proctree.Process) bool {
 	s.mu.Lock()
-	all := make([]*service, 0, len(s.services))
-	for _, svc := range s.services {
-		all = append(all, svc)
-	}
+	all := slices.Collect(maps.Values(s.services))
 	s.mu.Unlock()
 	return slices.ContainsFunc(all, func(svc *service) bool {
 		svc.group.mu.Lock()

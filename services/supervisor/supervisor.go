@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -35,7 +36,8 @@ type Options struct {
 // wants is the folder of links to the units that are started at boot.
 const wants = "multi-user.target.wants"
 
-// Supervisor runs the units of one node.
+// Supervisor runs the units of one node. Of its locks and those of a service,
+// the service's is taken first.
 type Supervisor struct {
 	opts      Options
 	log       *slog.Logger
@@ -89,13 +91,14 @@ func (s *Supervisor) boot() {
 func (s *Supervisor) shutdown() {
 	s.mu.Lock()
 	s.closing = true
+	all := slices.Collect(maps.Values(s.services))
+	s.mu.Unlock()
 	var running []string
-	for name, svc := range s.services {
+	for _, svc := range all {
 		if svc.busy() {
-			running = append(running, name)
+			running = append(running, svc.name)
 		}
 	}
-	s.mu.Unlock()
 	order := waves(s.load(running))
 	slices.Reverse(order)
 	for _, wave := range order {

@@ -1,0 +1,40 @@
+# understudy: build, test and show. Every step says what it does and is skipped
+# when there is nothing left to do.
+
+SHELL   := /bin/bash
+BIN     := $(CURDIR)/bin
+TAGS    := noquic
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+GO      := go
+BUILD   := $(GO) build -tags $(TAGS) -trimpath -ldflags '-X github.com/understudy-ha/understudy/node.Version=$(VERSION)'
+export PATH := $(BIN):$(PATH)
+
+PROGRAMS := understudy check-runner handler-runner consul-watcher file-sync
+
+.PHONY: help setup build test lint vet demo bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## install what is missing: Debian packages, and Consul from its Go module
+	@packaging/setup
+
+build: setup ## the binaries, into bin/
+	@began=$$SECONDS; for p in $(PROGRAMS); do $(BUILD) -o $(BIN)/$$p ./cmd/$$p || exit 1; done; \
+	$(BUILD) -o $(BIN)/notes ./example/notes && echo "built into bin/ ($$((SECONDS-began)) s)"
+
+test: build vet ## all tests, with the race detector
+	$(GO) test -tags $(TAGS) -race -timeout 20m ./...
+
+vet:
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'gofmt is not satisfied'; exit 1; }
+	$(GO) vet -tags $(TAGS) ./...
+
+demo: build ## a three-node cluster on this machine, failed over twice, with its timeline
+	@$(BIN)/understudy demo
+
+bench: build ## outages and overheads, as a table and as JSON
+	@$(BIN)/understudy bench
+
+clean: ## remove what was built
+	rm -rf $(BIN)

@@ -1,0 +1,44 @@
+package pgrepl
+
+import (
+	"context"
+	"fmt"
+)
+
+// EnsureSlots makes the physical slots that the named nodes read through, with
+// WAL reserved from now on, makes anew one whose WAL is gone, and drops those of
+// understudy that are not listed. Slots of others are never touched. Where a slot
+// is in use it stays.
+//
+// On a standby the slots are there for the promotion: each call moves those that
+// nobody reads to what is replayed, so that they keep back little. Call it now
+// and then.
+func (s *Server) EnsureSlots(ctx context.Context, nodes []string) error {
+	want := make([]string, len(nodes))
+	for i, n := range nodes {
+		want[i] = SlotName(n)
+	}
+	for _, step := range []struct {
+		sql  string
+		args []any
+	}{
+		{`select pg_drop_replication_slot(slot_name) ` + ourSlots + ` and not active
+			and (slot_name <> all($1::text[]) or wal_status = 'lost' or restart_lsn is null)`, []any{want}},
+		{`select pg_create_physical_replication_slot(name, true) from unnest($1::text[]) name
+			where not exists (select from pg_replication_slots where slot_name = name)`, []any{want}},
+		{`select pg_replication_slot_advance(slot_name, pg_last_wal_replay_lsn()) ` + ourSlots + ` and not active
+			and pg_is_in_recovery() and restart_lsn < pg_last_wal_replay_lsn()`, nil},
+	} {
+		if err := s.sql(ctx, step.sql, step.args...); err != nil {
+			return fmt.Errorf("keep replication slots: %w", err)
+		}
+	}
+	return nil
+}
+
+// ourSlots begins with the prefix spelled out: in a pattern _ would be any
+// character.
+const ourSlots = `from pg_replication_slots where slot_type = 'physical' and starts_with(slot_name, '` + slotPrefix + `')`
+
+// DropSlots drops the slots of understudy that nobody reads.
+func (s *Server) DropSlots(ctx context.Context) error { return s.EnsureSlots(ctx, nil) }

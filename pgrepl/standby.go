@@ -1,0 +1,203 @@
+package pgrepl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+func timelineOf(hex string) cluster.Timeline {
+	n, _ := strconv.ParseUint(hex, 16, 32)
+	return cluster.Timeline(n)
+}
+
+// Follow makes the standby receive from up, with a reload and no restart. It
+// returns when the server has taken that up; whether it streams is for Observe.
+// It also locks the quorum until the next SetQuorum. Without a server the
+// configuration is written for its next start and the error wraps ErrNotRunning;
+// on a server that is starting it is taken up, and the error wraps ErrStarting.
+func (s *Server) Follow(ctx context.Context, up Upstream) error {
+	s.conf.Lock()
+	defer s.conf.Unlock()
+	if err := s.follow(ctx, up); err != nil {
+		return fmt.Errorf("follow %s: %w", up, err)
+	}
+	return nil
+}
+
+func (s *Server) follow(ctx context.Context, up Upstream) error {
+	generation, err := s.change(ctx, func(d *dynamic) { s.point(d, up) })
+	if err != nil {
+		return err
+	}
+	if err := s.inEffect(ctx, generation); err != nil {
+		return err
+	}
+	var standby bool
+	if err := s.row(ctx, "select pg_is_in_recovery()", nil, &standby); err != nil {
+		return err
+	}
+	if !standby {
+		return ErrNotStandby
+	}
+	return nil
+}
+
+func (s *Server) point(d *dynamic, up Upstream) {
+	d.conninfo, d.slot, d.standbys = s.conninfo(up), s.slotAt(up), standbyNames(lockedQuorum)
+}
+
+func (s *Server) slotAt(up Upstream) string {
+	if up.Slot != "" {
+		return up.Slot
+	}
+	return SlotName(s.NodeName)
+}
+
+// Detach stops the standby from receiving WAL and returns its final position:
+// no receiver runs, none can start until the next Follow, not even after a
+// restart of the server, and all that was received is flushed.
+//
+// The error wraps ErrNotRunning or ErrStarting when there is no server to tell
+// the position; it will not receive once it is up. It wraps ErrNotStandby on a
+// primary, which receives nothing.
+func (s *Server) Detach(ctx context.Context) (cluster.Position, error) {
+	s.conf.Lock()
+	defer s.conf.Unlock()
+	if _, err := s.change(ctx, func(d *dynamic) { d.conninfo, d.slot = "", "" }); err != nil {
+		return cluster.Position{}, fmt.Errorf("detach: %w", err)
+	}
+	p, err := s.finalPosition(ctx)
+	if err != nil {
+		return cluster.Position{}, fmt.Errorf("detach: %w", err)
+	}
+	return p, nil
+}
+
+// receiverSQL: does a receiver run, does the startup process wait because it has
+// replayed everything there is, and how far was received. A receiver that is
+// still connecting is not in pg_stat_wal_receiver, but its process is there.
+const receiverSQL = `select pg_is_in_recovery(),
+	exists (select from pg_stat_activity where backend_type = 'walreceiver'),
+	coalesce((select wait_event = 'RecoveryRetrieveRetryInterval' from pg_stat_activity where backend_type = 'startup'), false),
+	coalesce(pg_last_wal_receive_lsn()::text, '')`
+
+// settle is how long no receiver may be seen before the position counts as
+// final, while the startup process is still replaying. It had the signal to
+// read the configuration before the first look, and acts on it between two
+// records.
+const settle = 5 * time.Millisecond
+
+// finalPosition waits until the position of a standby that was told not to
+// receive can no longer change.
+//
+// The receiver flushes what it has when it ends. The startup process alone
+// starts receivers; when it waits for the next retry it has read the new
+// configuration and replayed all there is. While it replays, the position is
+// what was received, provided that it is on the timeline which is replayed:
+// otherwise IDENTIFY_SYSTEM is short of it until the replay has got there.
+func (s *Server) finalPosition(ctx context.Context) (cluster.Position, error) {
+	var at cluster.Position
+	var goneSince time.Time
+	err := poll(ctx, pollEvery, func() (bool, error) {
+		var standby, receiver, idle bool
+		var received string
+		if err := s.row(ctx, receiverSQL, nil, &standby, &receiver, &idle, &received); err != nil {
+			return false, err
+		}
+		switch {
+		case !standby:
+			return false, ErrNotStandby
+		case receiver:
+			goneSince = time.Time{}
+			return false, nil
+		case goneSince.IsZero():
+			goneSince = time.Now()
+		}
+		if !idle && (time.Since(goneSince) < settle || received == "") {
+			return false, nil
+		}
+		id, err := s.identify(ctx)
+		at = id.at
+		return idle || at.LSN >= lsnOrZero(received), err
+	})
+	return at, err
+}
+
+// Promote makes the standby a primary and returns when recovery has ended, with
+// the new timeline and the LSN at which it began. On a primary it only returns
+// these. Checkpoint is to follow, and may take its time. Sessions that hold up
+// the replay of what is left are ended.
+func (s *Server) Promote(ctx context.Context) (cluster.Position, error) {
+	p, err := s.promote(ctx)
+	if err != nil {
+		return p, fmt.Errorf("promote: %w", err)
+	}
+	return p, nil
+}
+
+// patience is how long the replay may be held up by a session.
+const patience = 100 * time.Millisecond
+
+const promoteSQL = `select case when pg_is_in_recovery() then (select pg_promote(wait => false))::text else 'done' end`
+
+const blockedSQL = `select count(pg_terminate_backend(pid)) ` + clients + ` and
+	exists (select from pg_stat_activity where backend_type = 'startup'
+		and (wait_event like 'RecoveryConflict%' or wait_event_type in ('BufferPin', 'Lock')))`
+
+func (s *Server) promote(ctx context.Context) (cluster.Position, error) {
+	var asked string
+	if err := s.row(ctx, promoteSQL, nil, &asked); err != nil {
+		return cluster.Position{}, err
+	}
+	if asked == "false" {
+		return cluster.Position{}, errors.New("the server did not accept the request")
+	}
+	began := time.Now()
+	err := poll(ctx, pollEvery, func() (bool, error) {
+		var standby bool
+		if err := s.row(ctx, "select pg_is_in_recovery()", nil, &standby); err != nil || !standby {
+			return true, err
+		}
+		if time.Since(began) > patience {
+			began = time.Now()
+			var n int
+			if err := s.row(ctx, blockedSQL, nil, &n); err != nil {
+				return false, err
+			}
+			if n > 0 {
+				s.log.Warn("ended sessions that held up the promotion", "sessions", n)
+			}
+		}
+		return false, nil
+	})
+	if err != nil {
+		return cluster.Position{}, err
+	}
+	var timeline string
+	if err := s.row(ctx, "select substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)", nil, &timeline); err != nil {
+		return cluster.Position{}, err
+	}
+	p := cluster.Position{Timeline: timelineOf(timeline)}
+	history, err := s.History(ctx, p.Timeline)
+	if err != nil {
+		return p, err
+	}
+	if n := len(history); n > 0 {
+		p.LSN = history[n-1].LSN
+	}
+	return p, nil
+}
+
+// Checkpoint takes a checkpoint at once, without spreading its writes. After a
+// promotion it makes the new timeline known to those that rewind from here.
+func (s *Server) Checkpoint(ctx context.Context) error {
+	if err := s.sql(ctx, "checkpoint"); err != nil {
+		return fmt.Errorf("take a checkpoint: %w", err)
+	}
+	return nil
+}
