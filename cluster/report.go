@@ -75,28 +75,28 @@ func (c Check) ID() string { return ServiceID + ":" + string(c) }
 
 // Report is what a node tells of itself, to its peers and to operators.
 type Report struct {
-	Node      string           `json:"node"`
-	Cluster   string           `json:"cluster"`
-	State     State    `json:"state"`
-	Reason    string           `json:"reason"`
-	Since     time.Time        `json:"since"`
-	Epoch     Epoch    `json:"epoch"`
-	Promise   Epoch    `json:"promise"`
-	Open      bool             `json:"open"` // active, with a lease that is valid
-	Position  Position `json:"position"`
-	History   History  `json:"history,omitempty"`
-	Upstream  string           `json:"upstream,omitempty"`
-	LagBytes  *int64           `json:"lag_bytes"` // null: unknown
-	Quorum    Quorum   `json:"quorum"`
-	Version   string           `json:"version"`
-	Services  []Unit           `json:"services"`
-	SystemID  string           `json:"system_id"`
-	Streaming bool             `json:"streaming"`
+	Node      string    `json:"node"`
+	Cluster   string    `json:"cluster"`
+	State     State     `json:"state"`
+	Reason    string    `json:"reason"`
+	Since     time.Time `json:"since"`
+	Epoch     Epoch     `json:"epoch"`
+	Promise   Epoch     `json:"promise"`
+	Open      bool      `json:"open"` // active, with a lease that is valid
+	Position  Position  `json:"position"`
+	History   History   `json:"history,omitempty"`
+	Upstream  string    `json:"upstream,omitempty"`
+	LagBytes  *int64    `json:"lag_bytes"` // null: unknown
+	Quorum    Quorum    `json:"quorum"`
+	Version   string    `json:"version"`
+	Services  []Unit    `json:"services"`
+	SystemID  string    `json:"system_id"`
+	Streaming bool      `json:"streaming"`
 }
 
 // Unit is a unit of the manager and whether it runs.
 type Unit struct {
-	Name    string      `json:"name"`
-	Leader  bool        `json:"leader"` // runs on the active only
-	Running Tri `json:"running"`
+	Name    string `json:"name"`
+	Leader  bool   `json:"leader"` // runs on the active only
+	Running Tri    `json:"running"`
 }

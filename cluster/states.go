@@ -184,7 +184,9 @@ func Transitions() []Transition {
 		}
 	}
 	return append(table, Transition{Leaving, Fenced,
-		func(o Observation) bool { return o.Calling() != Depart && o.Primary != Yes && o.View.Nodes[o.Self].Name != "" }, nil,
+		func(o Observation) bool {
+			return o.Calling() != Depart && o.Primary != Yes && o.View.Nodes[o.Self].Name != ""
+		}, nil,
 		"a member again"})
 }
 

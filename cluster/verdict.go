@@ -19,6 +19,18 @@ const (
 	ProbeSilent  // no answer in time, or no route
 )
 
+func (r ProbeResult) String() string {
+	switch r {
+	case ProbeAnswered:
+		return "answered"
+	case ProbeRefused:
+		return "refused"
+	case ProbeSilent:
+		return "silent"
+	}
+	return "unknown"
+}
+
 // Contact is the latest probe of one manager.
 type Contact struct {
 	Result ProbeResult
@@ -144,6 +156,16 @@ func (j Judgement) as(v Verdict, reason string) Judgement {
 // Report is the judgement as it is written for the other daemons.
 func (j Judgement) Report(now time.Time) VerdictReport {
 	return VerdictReport{Verdict: j.Verdict, Reason: j.Reason, Reached: j.Reached, Missing: j.Missing, At: now}
+}
+
+// Resume takes up the verdict of a report that is still believed, after a
+// restart. A minority goes on where it was; everything else is judged anew.
+func Resume(r VerdictReport, now time.Time, after time.Duration) Judgement {
+	j := Judgement{Verdict: r.Verdict, Reason: r.Reason, Reached: r.Reached, Missing: r.Missing}
+	if r.Verdict == Minority || r.Verdict == Isolated {
+		j.fallen, j.cut = true, now.Add(-after)
+	}
+	return j
 }
 
 // Same says whether two judgements tell the other daemons the same.

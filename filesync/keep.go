@@ -24,7 +24,6 @@ import (
 // version that a newer one of the active replaced is kept under replaced/ until
 // it is thinned out.
 type keeper struct {
-	fs.Filesystem
 	root     string // the folder
 	versions string // where it keeps
 	meta     fs.Filesystem

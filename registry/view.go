@@ -152,15 +152,17 @@ func pollLimit(index uint64, timeout time.Duration) time.Duration {
 	return pollFor + pollFor/16 + timeout
 }
 
-// nextIndex is what to wait for after an answer at got. An index that went back
-// says that the store was restored or made anew: read it from the start. An
-// index of 0 would not wait at all.
+// nextIndex is what to wait for after an answer at got; 0 reads at once. An
+// index that went back says that the store was restored or made anew. One that
+// stayed says that the poll ended without a change, or because of a restore: on
+// that a server answers with what it held before, and would hold the next poll
+// for the old index to the end.
 // See https://developer.hashicorp.com/consul/api-docs/features/blocking.
 func nextIndex(asked, got uint64) uint64 {
-	if got < asked {
+	if got <= asked {
 		return 0
 	}
-	return max(got, 1)
+	return got
 }
 
 // sameView compares all but the index, which other keys move too.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"syscall"
+	"time"
 )
 
 // Process is one process at the moment of a Snapshot.
@@ -109,7 +110,9 @@ const maxRounds = 100
 // none is left that has not got it. What such a signal has reached forks no more, so
 // that this ends. Another signal is sent once.
 func SignalBelow(pid int, sig syscall.Signal) error {
-	for range maxRounds {
+	for round := range maxRounds {
+		// What was killed takes a moment to be gone.
+		time.Sleep(min(time.Duration(round)*time.Millisecond, 50*time.Millisecond))
 		table, err := Snapshot()
 		if err != nil {
 			return err

@@ -1,0 +1,141 @@
+package certs
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+)
+
+// ServerTLS is for listeners of our own protocols: TLS 1.3, with this node's
+// certificate and the CA behind it, so that a joining node can compare the pin.
+// A client's certificate is verified where one is given: see PeerName. The
+// node's certificate is read again when its file changes.
+func (d Dir) ServerTLS() (*tls.Config, error) {
+	ca, own, err := d.pair()
+	if err != nil {
+		return nil, fmt.Errorf("server TLS: %w", err)
+	}
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		ClientAuth: tls.VerifyClientCertIfGiven,
+		ClientCAs:  pool(ca),
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			cert, err := own.get()
+			if err != nil {
+				return nil, err
+			}
+			chain := *cert
+			chain.Certificate = [][]byte{cert.Certificate[0], ca.Raw}
+			return &chain, nil
+		},
+	}, nil
+}
+
+// ClientTLS is for connections to a member of the cluster, which is expected to
+// be serverName: a node name or an IP address. This node shows its certificate.
+func (d Dir) ClientTLS(serverName string) (*tls.Config, error) {
+	ca, own, err := d.pair()
+	if err != nil {
+		return nil, fmt.Errorf("client TLS: %w", err)
+	}
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		ServerName: serverName,
+		RootCAs:    pool(ca),
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return own.get()
+		},
+	}, nil
+}
+
+// BootstrapTLS is for the one connection of a node that has no certificate yet:
+// it accepts only a server whose certificate is signed by the CA with this pin.
+// The handshake fails with ErrWrongPin where the server shows another CA.
+func BootstrapTLS(pin string) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		// VerifyConnection below does what Go would: the CA is not known
+		// beforehand, only its pin. The server's name is not known at all.
+		InsecureSkipVerify: true,
+		VerifyConnection: func(c tls.ConnectionState) error {
+			for _, ca := range c.PeerCertificates {
+				if hasPin(ca, pin) {
+					return verify(c.PeerCertificates[0], ca, x509.ExtKeyUsageServerAuth)
+				}
+			}
+			return ErrWrongPin
+		},
+	}
+}
+
+// PeerName is the node on the other side of a connection, if it showed a
+// certificate of the cluster's CA.
+func PeerName(c *tls.ConnectionState) (string, bool) {
+	if c == nil || len(c.VerifiedChains) == 0 || len(c.VerifiedChains[0]) == 0 {
+		return "", false
+	}
+	return c.VerifiedChains[0][0].Subject.CommonName, true
+}
+
+func (d Dir) pair() (*x509.Certificate, *reloaded, error) {
+	ca, err := d.ca()
+	if err != nil {
+		return nil, nil, err
+	}
+	own := &reloaded{dir: d}
+	_, err = own.get()
+	return ca, own, err
+}
+
+func pool(ca *x509.Certificate) *x509.CertPool {
+	p := x509.NewCertPool()
+	p.AddCert(ca)
+	return p
+}
+
+// reloaded is this node's certificate, read again when its file was replaced.
+type reloaded struct {
+	dir Dir
+
+	mu   sync.Mutex
+	cert *tls.Certificate
+	seen stamp
+}
+
+// stamp tells two states of a file apart. Files here are replaced, not changed.
+type stamp struct {
+	modified time.Time
+	size     int64
+	inode    uint64
+}
+
+// get keeps to the old certificate while the new one cannot be read: it may be
+// in the middle of its replacement.
+func (r *reloaded) get() (*tls.Certificate, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now, err := stampOf(r.dir.CertFile())
+	if r.cert != nil && (err != nil || now == r.seen) {
+		return r.cert, nil
+	}
+	cert, err := tls.LoadX509KeyPair(r.dir.CertFile(), r.dir.KeyFile())
+	if err != nil {
+		if r.cert != nil {
+			return r.cert, nil
+		}
+		return nil, fmt.Errorf("load certificate of this node: %w", err)
+	}
+	r.cert, r.seen = &cert, now
+	return r.cert, nil
+}
+
+func stampOf(file string) (stamp, error) {
+	info, err := os.Stat(file)
+	if err != nil {
+		return stamp{}, err
+	}
+	return stamp{info.ModTime(), info.Size(), inode(info)}, nil
+}
