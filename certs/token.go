@@ -55,16 +55,15 @@ func EncodeToken(id, secret, pin string) (string, error) {
 	return tokenText.EncodeToString(raw), nil
 }
 
-// DecodeToken takes a join token apart. White space around it and capitals do
-// not matter. The error wraps ErrMistyped.
+// DecodeToken takes a join token apart. White space and capitals do not
+// matter. The error wraps ErrMistyped.
 func DecodeToken(text string) (id, secret, pin string, err error) {
-	raw, err := tokenText.DecodeString(strings.ToLower(strings.TrimSpace(text)))
-	if err != nil || len(raw) != tokenLen {
+	word := strings.ToLower(strings.Join(strings.Fields(text), "")) // a terminal may have wrapped it
+	raw, err := tokenText.DecodeString(word)
+	if err != nil || len(raw) != tokenLen || tokenText.EncodeToString(raw) != word {
 		return "", "", "", fmt.Errorf("join token: %w", ErrMistyped)
 	}
 	body := raw[:tokenLen-4]
-	// The last character has bits to spare, so another one may decode to the
-	// same bytes; the CRC covers every byte.
 	if !bytes.Equal(raw[tokenLen-4:], binary.BigEndian.AppendUint32(nil, crc32.ChecksumIEEE(body))) {
 		return "", "", "", fmt.Errorf("join token: %w", ErrMistyped)
 	}

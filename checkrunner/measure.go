@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/understudy-ha/understudy/cluster"
@@ -98,10 +99,15 @@ func heartbeat(start time.Time) measurement {
 	return func(context.Context) finding { return finding{good, text} }
 }
 
-// because says why a probe failed, and names a time-out for what it is.
+// because says in few words why a probe failed: a time-out for what it is, an
+// error of the operating system without the layers above it.
 func because(ctx context.Context, err error) string {
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	var errno syscall.Errno
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return "no answer in time"
+	case errors.As(err, &errno):
+		return errno.Error()
 	}
 	return err.Error()
 }

@@ -92,6 +92,7 @@ type Report struct {
 	Services  []Unit    `json:"services"`
 	SystemID  string    `json:"system_id"`
 	Streaming bool      `json:"streaming"`
+	Departed  bool      `json:"departed,omitempty"` // removed, and withdrawn from Consul
 }
 
 // Unit is a unit of the manager and whether it runs.

@@ -38,6 +38,7 @@ const (
 	StartLeaderUnits Action = "start the leader units"
 	StopLeaderUnits  Action = "stop the leader units"
 	StopAllUnits     Action = "stop all units of the manager"
+	Withdraw         Action = "leave Consul for good"
 )
 
 // Calling is what the cluster's state asks of a node.
@@ -175,7 +176,7 @@ func Transitions() []Transition {
 	}
 	for _, s := range States() {
 		if s != Leaving {
-			table = append(table, Transition{s, Leaving, called(Depart), []Action{StopAllUnits, Fence, Release},
+			table = append(table, Transition{s, Leaving, called(Depart), []Action{StopAllUnits, Fence, Release, Withdraw},
 				"removed from the cluster"})
 		}
 		if s != Leaving && s != Failed {
@@ -229,7 +230,9 @@ func duty(o Observation) ([]Action, string) {
 		return nil, "promotion under way"
 	case o.Primary == Yes:
 		return []Action{Fence, StopLeaderUnits}, "PostgreSQL still accepts writes"
-	case o.State == Failed || o.State == Leaving:
+	case o.State == Leaving:
+		return []Action{Withdraw}, "removed from the cluster"
+	case o.State == Failed:
 		return nil, "waiting for the operator"
 	case o.State == Rejoining:
 		return []Action{StopLeaderUnits, Rejoin}, "the data directory is being mended"

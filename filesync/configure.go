@@ -84,10 +84,13 @@ func (e *Engine) apply(ctx context.Context, restart bool) error {
 		e.mu.Unlock()
 	}
 	applied := make(chan error, 1)
-	go func() {
+	go func() { // goes on when ctx ends: a change that was asked for is made
 		w, err := e.cfg.Modify(e.configure)
 		if err == nil {
 			w.Wait()
+		}
+		if restart {
+			e.restarted()
 		}
 		applied <- err
 	}()
@@ -100,9 +103,6 @@ func (e *Engine) apply(ctx context.Context, restart bool) error {
 		return fmt.Errorf("configure file sync: %w", ctx.Err())
 	case <-e.done:
 		return fmt.Errorf("configure file sync: it has stopped: %w", e.err)
-	}
-	if restart {
-		e.restarted()
 	}
 	notify(e.poke)
 	notify(e.changed)
@@ -117,14 +117,11 @@ func (e *Engine) restarted() {
 		round := f.round
 		e.mu.Unlock()
 		go func() {
-			for e.model.ScanFolderSubdirs(f.ID, []string{markerName(f.ID)}) != nil {
+			for pause := 10 * time.Millisecond; e.model.ScanFolderSubdirs(f.ID, []string{markerName(f.ID)}) != nil; pause = min(2*pause, time.Second) {
 				select {
 				case <-e.done:
 					return
-				case <-time.After(time.Second):
-				}
-				if missing(f.Folder) == "" {
-					e.model.DelayScan(f.ID, 0) // it may have come back
+				case <-time.After(pause):
 				}
 			}
 			e.mu.Lock()

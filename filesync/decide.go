@@ -27,9 +27,9 @@ type observation struct {
 	connected bool // to the active node
 	heard     bool // everything that the active published for this epoch has arrived
 
-	items   int // entries that this node has or had, deleted ones included
-	need    int // entries of which others announce a newer version
-	changed int // entries that were changed here though the node receives
+	items   int  // entries that this node has or had, deleted ones included
+	need    int  // entries of which others announce a newer version
+	changed int  // entries that were changed here though the node receives
 	last    bool // Preparing: scanned since it was named, and not reverted since
 }
 

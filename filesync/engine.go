@@ -65,14 +65,15 @@ type peer struct {
 	reset bool // paused for a moment, to drop a dead connection
 }
 
-// folder is one folder as the engine tends it. Its fields but the first two
+// folder is one folder as the engine tends it. Its fields but the first three
 // belong to Engine.mu.
 type folder struct {
 	Folder
-	kind  fs.FilesystemType
-	round int  // counts the restarts of the folder
-	ready bool // scanned in full since the latest
-	last  bool // see observation
+	keeper *keeper
+	kind   fs.FilesystemType
+	round  int  // counts the restarts of the folder
+	ready  bool // scanned in full since the latest
+	last   bool // see observation
 
 	tries int // of override or revert in a row
 	next  time.Time
@@ -116,10 +117,11 @@ func (e *Engine) addFolder(f Folder) error {
 		meta:     fs.NewFilesystem(fs.FilesystemTypeBasic, meta),
 		local:    func(name string) bool { return e.changedHere(f.ID, name) },
 	}
+	k.grew.Store(true) // look once after a start
 	if err := os.MkdirAll(k.versions, 0o700); err != nil {
 		return fmt.Errorf("make place for versions: %w", err)
 	}
-	e.folders = append(e.folders, &folder{Folder: f, kind: k.register(f.ID)})
+	e.folders = append(e.folders, &folder{Folder: f, keeper: k, kind: k.register(f.ID)})
 	return nil
 }
 
@@ -147,6 +149,7 @@ func (e *Engine) start() error {
 	}
 	first := config.New(e.self)
 	e.configure(&first)
+	first.Folders = nil                              // they come with the first change, which checks them
 	e.cfg = config.Wrap("", first, e.self, e.events) // no path: nothing is saved
 	keys := protocol.NewKeyGenerator()
 	e.model = model.NewModel(e.cfg, e.self, e.index, nil, e.events, keys)
@@ -155,17 +158,17 @@ func (e *Engine) start() error {
 
 	ctx, cancel := context.WithCancel(context.Background())
 	e.cancel = cancel
-	sub := e.events.Subscribe(events.LocalIndexUpdated | events.RemoteIndexUpdated | events.StateChanged |
-		events.DeviceConnected | events.DeviceDisconnected | events.FolderErrors | events.FolderWatchStateChanged)
 	all := suture.New("file-sync", suture.Spec{PassThroughPanics: true})
 	for _, s := range []suture.Service{e.events, e.cfg, e.index, e.model, e.conns} {
 		all.Add(s)
 	}
+	stopped := all.ServeBackground(ctx)
+	sub := e.events.Subscribe(events.LocalIndexUpdated | events.RemoteIndexUpdated | events.StateChanged |
+		events.DeviceConnected | events.DeviceDisconnected | events.FolderErrors | events.FolderWatchStateChanged)
 	var ours sync.WaitGroup
 	ours.Go(func() { e.listen(ctx, sub) })
 	ours.Go(func() { e.tend(ctx) })
 	ours.Go(func() { e.thinOut(ctx) })
-	stopped := all.ServeBackground(ctx)
 	go func() {
 		err := <-stopped
 		cancel()
@@ -176,7 +179,11 @@ func (e *Engine) start() error {
 		e.index.Close()
 		close(e.done)
 	}()
-	e.restarted()
+	ready, enough := context.WithTimeout(ctx, 30*time.Second)
+	defer enough()
+	if err := e.apply(ready, true); err != nil {
+		return errors.Join(err, e.Close())
+	}
 	return nil
 }
 
@@ -220,6 +227,9 @@ func (e *Engine) thinOut(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		for _, f := range e.folders {
+			if !f.keeper.grew.Swap(false) {
+				continue
+			}
 			if err := thin(e.versions(f.ID), time.Now().Add(-e.opts.KeepFor), e.opts.KeepCount); err != nil {
 				e.log.Warn("cannot thin out versions", "folder", f.ID, "err", err)
 			}

@@ -28,7 +28,7 @@ type Registry interface {
 // The times of Follow.
 const (
 	reportEvery  = 2 * time.Second        // at least, so that a reader sees that it lives
-	reportAtMost = 100 * time.Millisecond // between two reports
+	reportAtMost = 250 * time.Millisecond // between two reports
 	askEvery     = time.Second            // what the active published
 	callLimit    = 5 * time.Second        // of one call to the registry or the engine
 )
@@ -59,6 +59,7 @@ type follower struct {
 	log    *slog.Logger
 	plans  chan plan // the latest, when it was not yet carried out
 
+	want   plan // the latest
 	now    plan // carried out
 	told   cluster.FilesReport
 	warned string
@@ -142,9 +143,11 @@ func (f *follower) run(ctx context.Context) error {
 		case <-f.engine.Done():
 			return fmt.Errorf("file sync stopped: %w", f.engine.Close())
 		case p := <-f.plans:
-			f.carryOut(ctx, p)
+			f.want = p
+			f.carryOut(ctx)
 			report.Reset(0)
 		case <-ask.C:
+			f.carryOut(ctx) // where it failed before
 			f.ask(ctx)
 		case <-f.engine.Changed():
 			report.Reset(max(0, reportAtMost-time.Since(last)))
@@ -156,7 +159,9 @@ func (f *follower) run(ctx context.Context) error {
 	}
 }
 
-func (f *follower) carryOut(ctx context.Context, p plan) {
+// carryOut brings the engine to the latest plan.
+func (f *follower) carryOut(ctx context.Context) {
+	p := f.want
 	ctx, cancel := context.WithTimeout(ctx, 2*callLimit)
 	defer cancel()
 	if p.peers == nil {

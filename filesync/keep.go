@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -30,6 +31,8 @@ type keeper struct {
 
 	// local says whether the named entry had changed on this node itself.
 	local func(name string) bool
+
+	grew atomic.Bool // something was kept since thinOut looked last
 
 	mu sync.Mutex // held from choosing a name until it is taken
 }
@@ -154,6 +157,7 @@ func (k *keeper) keep(name string) error {
 	if err != nil {
 		return fmt.Errorf("keep %s: %w", from, err)
 	}
+	k.grew.Store(true)
 	return nil
 }
 

@@ -102,7 +102,7 @@ func (e *Engine) observe(s state, i int) observation {
 	defer e.mu.Unlock()
 	return observation{
 		role: s.role, connected: s.connected, heard: s.heard,
-		idle:  err == nil && s.errs[i] == nil && name == model.FolderIdle.String(),
+		idle:  err == nil && s.errs[i] == nil && name == model.FolderIdle.String() && missing(f.Folder) == "",
 		ready: f.ready, last: f.last,
 		items: c.items, need: c.need, changed: c.edited,
 	}
@@ -123,6 +123,10 @@ func (e *Engine) tend(ctx context.Context) {
 		calm := s.role == Receiving
 		for i, f := range e.folders {
 			o := e.observe(s, i)
+			if e.revive(f) {
+				calm = false
+				continue
+			}
 			do, why := decide(o)
 			if do == rest {
 				e.mu.Lock()
@@ -139,6 +143,16 @@ func (e *Engine) tend(ctx context.Context) {
 			e.join(ctx)
 		}
 	}
+}
+
+// revive has a folder scanned whose error may have gone, and says whether the
+// folder has one.
+func (e *Engine) revive(f *folder) bool {
+	_, _, err := e.model.State(f.ID)
+	if err != nil && missing(f.Folder) == "" && e.due(f) {
+		e.model.DelayScan(f.ID, 0)
+	}
+	return err != nil
 }
 
 // due spaces repeated attempts at one folder: at once, then at growing

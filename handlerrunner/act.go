@@ -42,6 +42,8 @@ func (h *Handler) act(ctx context.Context, a cluster.Action, o cluster.Observati
 		return h.maintain(try, o)
 	case cluster.Release:
 		h.tenure.end(try)
+	case cluster.Withdraw:
+		return h.depart(try)
 	case cluster.StartAlwaysUnits:
 		return h.eachUnit(try, h.AlwaysUnits, true)
 	case cluster.StartLeaderUnits:
@@ -164,4 +166,23 @@ func (h *Handler) rejoined(err error) {
 		h.Log.Warn("rejoin failed", "error", err)
 	}
 	h.wake()
+}
+
+// depart leaves Consul, once. The handler stays, to tell whoever asks that this
+// node was removed.
+func (h *Handler) depart(ctx context.Context) error {
+	h.mu.Lock()
+	done := h.departed
+	h.mu.Unlock()
+	if done {
+		return nil
+	}
+	if err := h.Depart(ctx); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	h.departed = true
+	h.mu.Unlock()
+	h.Log.Info("left the cluster for good")
+	return nil
 }

@@ -33,6 +33,7 @@ type Options struct {
 	Verdict     func() cluster.VerdictReport // the watcher's, unknown when it is old
 	Files       func() cluster.FilesReport
 	Checkpoint  func(context.Context) error // of PostgreSQL
+	Depart      func(context.Context) error // leave Consul for good; may be repeated
 
 	PostgresUnit string
 	AlwaysUnits  []string
@@ -77,6 +78,7 @@ type Handler struct {
 	resting  time.Time     // no new job before
 	followed cluster.Epoch // for which Follow was last done
 	tip      tip           // of the active, asked once per epoch
+	departed bool          // Depart was done
 
 	// The driver's own:
 	strayed time.Time   // since when the standby does not stream

@@ -31,7 +31,7 @@ func (h *Handler) Report(ctx context.Context) cluster.Report {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	r.Reason, r.Since = h.reason, h.since
+	r.Reason, r.Since, r.Departed = h.reason, h.since, h.departed
 	for _, u := range h.AlwaysUnits {
 		r.Services = append(r.Services, cluster.Unit{Name: u, Running: h.units[u]})
 	}

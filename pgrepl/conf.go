@@ -28,9 +28,10 @@ var defaults = []setting{
 	// that nobody reads must not fill the disk.
 	{"wal_keep_size", "1GB"},
 	{"max_slot_wal_keep_size", "4GB"},
-	// The pause between two attempts of a standby to find more WAL. It is on
-	// the path on which a cascade goes over to a new timeline.
-	{"wal_retrieve_retry_interval", "50ms"},
+	// The pause between two attempts of a standby to find more WAL. A reload
+	// ends it at once, so it only matters where a first attempt failed; each
+	// attempt writes a line to the log.
+	{"wal_retrieve_retry_interval", "200ms"},
 	{"wal_receiver_status_interval", "1s"},
 	{"wal_receiver_timeout", "10s"},
 	{"wal_sender_timeout", "10s"},

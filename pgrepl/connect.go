@@ -26,7 +26,7 @@ const connectTimeout = 5 * time.Second
 func (s *Server) connect(ctx context.Context) (*pgx.Conn, error) {
 	return s.dial(ctx, AdminRole, map[string]string{
 		"synchronous_commit": "local", "statement_timeout": "0", "lock_timeout": "0",
-		"idle_session_timeout": "0", "default_transaction_read_only": "off", "search_path": "pg_catalog",
+		"idle_session_timeout": "0", "search_path": "pg_catalog",
 	})
 }
 
@@ -109,18 +109,15 @@ func (s *Server) Select1(ctx context.Context) error {
 	return nil
 }
 
-// Hold opens a session, calls held (which may be nil), and returns in the moment
-// in which the session dies: with the postmaster or by its own backend. The
-// error is never nil; it is the context's when that ended first.
-func (s *Server) Hold(ctx context.Context, held func()) error {
+// Hold opens a session and returns in the moment in which it dies: with the
+// postmaster, or because its own backend was ended. The error is never nil; it is
+// the context's when that ended first.
+func (s *Server) Hold(ctx context.Context) error {
 	c, err := s.connect(ctx)
 	if err != nil {
 		return err
 	}
 	defer discard(c)
-	if held != nil {
-		held()
-	}
 	for {
 		if _, err := c.WaitForNotification(ctx); err != nil {
 			if ctx.Err() != nil {
@@ -157,34 +154,4 @@ func (s *Server) identify(ctx context.Context) (p identity, err error) {
 		return err
 	})
 	return p, err
-}
-
-// isNoRole: the server lets our rule in, and the role does not exist yet. Peer
-// authentication with a map succeeds before the role is looked up.
-func isNoRole(err error) bool { return hasCode(err, "28000") }
-
-// retryRefused makes an answer of rules that are not in effect yet no error.
-func retryRefused(err error) error {
-	if hasCode(err, "28000") {
-		return nil
-	}
-	return err
-}
-
-func hasCode(err error, code string) bool {
-	var pg *pgconn.PgError
-	return errors.As(err, &pg) && pg.Code == code
-}
-
-// connectAny opens a session as our role or, where Prepare or EnsureRoles have
-// not come yet, as the superuser of the database, if this process may.
-func (s *Server) connectAny(ctx context.Context) (*pgx.Conn, error) {
-	c, err := s.connect(ctx)
-	if err == nil || stateOf(err) != StateUnknown {
-		return c, err
-	}
-	if other, err := s.dial(ctx, s.Superuser, nil); err == nil {
-		return other, nil
-	}
-	return nil, err
 }

@@ -5,8 +5,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/understudy-ha/understudy/cluster"
 )
 
@@ -84,31 +82,3 @@ func lsnOrZero(text string) cluster.LSN {
 	lsn, _ := cluster.ParseLSN(text)
 	return lsn
 }
-
-// InUse says what there is in the database beside an empty installation: the
-// first thing found, or nothing. The error wraps ErrNotRunning when the server
-// has to be started first. It does not need Prepare.
-func (s *Server) InUse(ctx context.Context) (what string, err error) {
-	c, err := s.connectAny(ctx)
-	if err != nil {
-		return "", err
-	}
-	defer discard(c)
-	err = c.QueryRow(ctx, inUseSQL, AdminRole, ReplicaRole).Scan(&what)
-	if err == pgx.ErrNoRows {
-		return "", nil
-	}
-	return what, err
-}
-
-const inUseSQL = `select what from (
-	select 1 as n, 'database ' || datname as what from pg_database where datname not in ('postgres', 'template0', 'template1')
-	union all
-	select 2, 'table ' || n.nspname || '.' || c.relname || ' in database postgres' from pg_class c join pg_namespace n on n.oid = c.relnamespace
-		where n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast') and n.nspname !~ '^pg_(toast_)?temp_'
-		and c.relkind in ('r', 'p', 'v', 'm', 'S', 'f') and not exists (select from pg_depend d where d.objid = c.oid and d.deptype = 'e')
-	union all
-	select 3, 'role ' || rolname from pg_roles where oid >= 16384 and rolname not in ($1, $2)
-	union all
-	select 4, 'standby of another server' where pg_is_in_recovery() and current_setting('primary_conninfo') <> ''
-	) found order by n, what limit 1`

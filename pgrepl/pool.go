@@ -45,13 +45,15 @@ func (p *pool) put(c *pgx.Conn) {
 	p.idle = append(p.idle, c)
 }
 
+// drain closes the idle connections.
 func (p *pool) drain() {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, c := range p.idle {
+	idle := p.idle
+	p.idle = nil
+	p.mu.Unlock()
+	for _, c := range idle {
 		discard(c)
 	}
-	p.idle = nil
 }
 
 func discard(c *pgx.Conn) {

@@ -37,8 +37,6 @@ func (s *Server) readOriginals() (originals, error) {
 // restarted, which is the caller's. From then on it boots as a standby of
 // nobody (see PrepareBoot) that waits for Promote or Follow.
 func (s *Server) Prepare(ctx context.Context) error {
-	s.conf.Lock()
-	defer s.conf.Unlock()
 	if err := s.prepare(ctx); err != nil {
 		return fmt.Errorf("prepare postgresql: %w", err)
 	}
@@ -68,7 +66,7 @@ func (s *Server) prepare(ctx context.Context) error {
 		}
 	}
 	open, _ := s.gateFile() // none yet: closed
-	if err := s.writeAdmission(open, false); err != nil {
+	if err := s.writeAdmission(open); err != nil {
 		return err
 	}
 	if !exists(s.dynamicFile()) {
@@ -167,8 +165,6 @@ func (s *Server) raised(ctx context.Context) ([]setting, error) {
 // before Prepare. A standby.signal in the data directory is the caller's. The
 // order leaves nothing behind that names a file which is gone.
 func (s *Server) Unprepare(ctx context.Context) error {
-	s.conf.Lock()
-	defer s.conf.Unlock()
 	s.Close()
 	if err := removeFiles(s.staticFile(), s.dynamicFile()); err != nil {
 		return fmt.Errorf("remove configuration of postgresql: %w", err)

@@ -61,12 +61,10 @@ func parseStandbyNames(text string) (q cluster.Quorum, ok bool) {
 // again, so it comes between Detach and Promote. A quorum of nobody lets commits
 // pass without waiting.
 //
-// On a primary that waited for nobody it takes a checkpoint, because only the
+// On a server that waited for nobody it takes a checkpoint, because only the
 // checkpointer tells sessions to wait, and nothing else shows that it has done
 // so. Without a server the file is written and the error wraps ErrNotRunning.
 func (s *Server) SetQuorum(ctx context.Context, q cluster.Quorum) error {
-	s.conf.Lock()
-	defer s.conf.Unlock()
 	if err := s.setQuorum(ctx, q); err != nil {
 		return fmt.Errorf("set synchronous standbys to %s: %w", q, err)
 	}
@@ -106,7 +104,7 @@ func (s *Server) setQuorum(ctx context.Context, q cluster.Quorum) error {
 	if err := s.applyNames(ctx, standbyNames(q), members, func(priority int) bool { return priority == 1 }); err != nil {
 		return err
 	}
-	if !standby && q.K > 0 && known && before.K == 0 {
+	if q.K > 0 && known && before.K == 0 {
 		return s.sql(ctx, "checkpoint")
 	}
 	return nil

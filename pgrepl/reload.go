@@ -25,26 +25,32 @@ func (s *Server) readDynamic() (dynamic, error) {
 
 // change writes the dynamic configuration and tells the server to read it. It
 // returns the generation to wait for with inEffect. When there is no server the
-// file is written all the same and the error wraps ErrNotRunning. The caller
-// holds s.conf.
+// file is written all the same and the error wraps ErrNotRunning.
 func (s *Server) change(ctx context.Context, edit func(*dynamic)) (int, error) {
-	if err := s.checkOverridden(); err != nil {
-		return 0, err
-	}
-	d, err := s.readDynamic()
-	if err != nil {
-		return 0, err
-	}
-	edit(&d)
-	d.generation++
-	sync, err := s.replaceFile(s.dynamicFile(), d.text(), 0o640)
+	generation, sync, err := s.edit(edit)
 	if err != nil {
 		return 0, err
 	}
 	// The disk may be slow at the moment in which it matters most. The server
 	// reads the file from memory.
 	reloaded := s.reload(ctx)
-	return d.generation, errors.Join(reloaded, sync())
+	return generation, errors.Join(reloaded, sync())
+}
+
+func (s *Server) edit(edit func(*dynamic)) (generation int, sync func() error, err error) {
+	s.conf.Lock()
+	defer s.conf.Unlock()
+	if err := s.checkOverridden(); err != nil {
+		return 0, nil, err
+	}
+	d, err := s.readDynamic()
+	if err != nil {
+		return 0, nil, err
+	}
+	edit(&d)
+	d.generation++
+	sync, err = s.replaceFile(s.dynamicFile(), d.text(), 0o640)
+	return d.generation, sync, err
 }
 
 // reload tells the server to read its configuration: over a connection, and by

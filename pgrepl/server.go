@@ -84,8 +84,7 @@ type Config struct {
 }
 
 // Server is one PostgreSQL server and its data directory. Its methods may be
-// called from several goroutines; one that waits blocks no other, except that
-// changes of the configuration are made one after the other.
+// called from several goroutines; one that waits for the server blocks no other.
 type Server struct {
 	Config
 
@@ -94,7 +93,7 @@ type Server struct {
 	pool  pool // admin connections over the socket
 	ident pool // replication connections, for IDENTIFY_SYSTEM
 
-	conf sync.Mutex // held while the dynamic configuration or the gate changes
+	conf sync.Mutex // held while a file of the configuration is changed
 }
 
 // Upstream is a server to replicate from.

@@ -20,9 +20,8 @@ func timelineOf(hex string) cluster.Timeline {
 // It also locks the quorum until the next SetQuorum. Without a server the
 // configuration is written for its next start and the error wraps ErrNotRunning;
 // on a server that is starting it is taken up, and the error wraps ErrStarting.
+// On a primary nothing is done and the error is ErrNotStandby.
 func (s *Server) Follow(ctx context.Context, up Upstream) error {
-	s.conf.Lock()
-	defer s.conf.Unlock()
 	if err := s.follow(ctx, up); err != nil {
 		return fmt.Errorf("follow %s: %w", up, err)
 	}
@@ -30,21 +29,15 @@ func (s *Server) Follow(ctx context.Context, up Upstream) error {
 }
 
 func (s *Server) follow(ctx context.Context, up Upstream) error {
+	var standby bool
+	if err := s.row(ctx, "select pg_is_in_recovery()", nil, &standby); err == nil && !standby {
+		return ErrNotStandby
+	}
 	generation, err := s.change(ctx, func(d *dynamic) { s.point(d, up) })
 	if err != nil {
 		return err
 	}
-	if err := s.inEffect(ctx, generation); err != nil {
-		return err
-	}
-	var standby bool
-	if err := s.row(ctx, "select pg_is_in_recovery()", nil, &standby); err != nil {
-		return err
-	}
-	if !standby {
-		return ErrNotStandby
-	}
-	return nil
+	return s.inEffect(ctx, generation)
 }
 
 func (s *Server) point(d *dynamic, up Upstream) {
@@ -66,16 +59,22 @@ func (s *Server) slotAt(up Upstream) string {
 // the position; it will not receive once it is up. It wraps ErrNotStandby on a
 // primary, which receives nothing.
 func (s *Server) Detach(ctx context.Context) (cluster.Position, error) {
-	s.conf.Lock()
-	defer s.conf.Unlock()
-	if _, err := s.change(ctx, func(d *dynamic) { d.conninfo, d.slot = "", "" }); err != nil {
-		return cluster.Position{}, fmt.Errorf("detach: %w", err)
-	}
-	p, err := s.finalPosition(ctx)
+	p, err := s.detach(ctx)
 	if err != nil {
 		return cluster.Position{}, fmt.Errorf("detach: %w", err)
 	}
 	return p, nil
+}
+
+func (s *Server) detach(ctx context.Context) (cluster.Position, error) {
+	generation, err := s.change(ctx, func(d *dynamic) { d.conninfo, d.slot = "", "" })
+	if err != nil {
+		return cluster.Position{}, err
+	}
+	if err := s.inEffect(ctx, generation); err != nil {
+		return cluster.Position{}, err
+	}
+	return s.finalPosition(ctx)
 }
 
 // receiverSQL: does a receiver run, does the startup process wait because it has
@@ -87,19 +86,19 @@ const receiverSQL = `select pg_is_in_recovery(),
 	coalesce(pg_last_wal_receive_lsn()::text, '')`
 
 // settle is how long no receiver may be seen before the position counts as
-// final, while the startup process is still replaying. It had the signal to
-// read the configuration before the first look, and acts on it between two
-// records.
+// final while the startup process is still replaying.
 const settle = 5 * time.Millisecond
 
 // finalPosition waits until the position of a standby that was told not to
-// receive can no longer change.
+// receive can no longer change. The startup process alone starts receivers, and
+// it has the signal to read the configuration by now.
 //
-// The receiver flushes what it has when it ends. The startup process alone
-// starts receivers; when it waits for the next retry it has read the new
-// configuration and replayed all there is. While it replays, the position is
-// what was received, provided that it is on the timeline which is replayed:
-// otherwise IDENTIFY_SYSTEM is short of it until the replay has got there.
+// A receiver flushes what it has when it ends. When the startup process is seen
+// waiting for its next retry, it has replayed all there is and reads the
+// configuration before anything else. While it replays, it reads it between two
+// records; then the position is what was received, provided that it is on the
+// timeline which is replayed: otherwise IDENTIFY_SYSTEM is short of it until the
+// replay has got there.
 func (s *Server) finalPosition(ctx context.Context) (cluster.Position, error) {
 	var at cluster.Position
 	var goneSince time.Time

@@ -176,7 +176,11 @@ func (a AgentConfig) membership() section {
 		s["bootstrap_expect"] = 1
 	}
 	if !a.client() {
-		s["autopilot"] = section{"cleanup_dead_servers": false, "server_stabilization_time": stabilization.String()}
+		s["autopilot"] = section{
+			"cleanup_dead_servers":      false,
+			"server_stabilization_time": stabilization.String(),
+			"last_contact_threshold":    lastContact.String(),
+		}
 	}
 	return s
 }

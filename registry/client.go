@@ -20,8 +20,8 @@ const Datacenter = "understudy"
 
 // The errors that callers tell apart with errors.Is.
 var (
-	// ErrNoLeader: Consul has no leader at present, so nothing can be read
-	// consistently or written. The agent itself answered.
+	// ErrNoLeader: the agent answered, but it has or reaches no Consul leader
+	// at present, so nothing can be read consistently or written.
 	ErrNoLeader = errors.New("consul has no leader")
 	// ErrConflict: others kept changing the key while it was to be changed.
 	ErrConflict = errors.New("changed by others again and again")
@@ -103,11 +103,19 @@ func writing(ctx context.Context) *api.WriteOptions { return (&api.WriteOptions{
 // failed words an error of Consul, and marks the lack of a leader.
 func failed(doing string, err error) error {
 	var status api.StatusError
-	if errors.As(err, &status) && strings.Contains(status.Body, "No cluster leader") {
-		return fmt.Errorf("%s: %w", doing, ErrNoLeader)
+	if errors.As(err, &status) {
+		for _, words := range leaderless {
+			if strings.Contains(status.Body, words) {
+				return fmt.Errorf("%s: %w: %s", doing, ErrNoLeader, status.Body)
+			}
+		}
 	}
 	return fmt.Errorf("%s: %w", doing, err)
 }
+
+// leaderless are the agent's words for a leader that it has not, cannot reach, or
+// that has just ceased to be one.
+var leaderless = []string{"No cluster leader", "rpc error getting client", "node is not the leader", "leadership lost"}
 
 // isStatus says whether Consul answered with this HTTP code.
 func isStatus(err error, code int) bool {

@@ -42,11 +42,11 @@ type SessionSpec struct {
 
 // Lease is the leader lock, held. Its methods may be called concurrently.
 type Lease struct {
-	c   *Client
-	id  string
-	ttl time.Duration
+	c  *Client
+	id string
 
 	mu    sync.Mutex
+	ttl   time.Duration
 	value cluster.Leader // as last written
 }
 
@@ -55,7 +55,11 @@ func (l *Lease) ID() string { return l.id }
 
 // TTL is what the session was made with. A lease is good for one TTL from the
 // moment before the renewal was sent.
-func (l *Lease) TTL() time.Duration { return l.ttl }
+func (l *Lease) TTL() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.ttl
+}
 
 // lockDelay is the shortest that Consul's client passes on; with 0 the server
 // applies its default of 15 s.

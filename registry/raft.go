@@ -105,7 +105,9 @@ func (c *Client) WaitVoter(ctx context.Context, node string) error {
 }
 
 // RemovePeer takes the server of a removed node out of Raft, out of gossip and
-// out of the catalog. What is not there is no error, so it can be repeated.
+// out of the catalog. Its agent must have stopped: one that runs announces itself
+// again. What is not there is no error, so it can be repeated, and should be
+// after ErrNoLeader, because the removed server may have led.
 func (c *Client) RemovePeer(ctx context.Context, node string) error {
 	s, err := c.server(ctx, node)
 	if err != nil && !errors.Is(err, ErrUnknownServer) {
@@ -119,7 +121,7 @@ func (c *Client) RemovePeer(ctx context.Context, node string) error {
 		}
 	}
 	q := (&api.QueryOptions{}).WithContext(ctx)
-	err = c.api.Agent().ForceLeaveOptions(node, api.ForceLeaveOpts{Prune: true}, q)
+	err = c.api.Agent().ForceLeaveOptions(node, api.ForceLeaveOpts{}, q)
 	if err != nil && !isStatus(err, http.StatusNotFound) && !isStatus(err, http.StatusInternalServerError) {
 		return failed("force "+node+" to leave", err)
 	}
@@ -142,11 +144,13 @@ func (c *Client) EnsureAutopilot(ctx context.Context) error {
 		if err != nil {
 			return failed("read autopilot configuration", err)
 		}
-		if !conf.CleanupDeadServers && conf.ServerStabilizationTime.Duration() == stabilization {
+		if !conf.CleanupDeadServers && conf.ServerStabilizationTime.Duration() == stabilization &&
+			conf.LastContactThreshold.Duration() == lastContact {
 			return nil
 		}
 		conf.CleanupDeadServers = false
 		conf.ServerStabilizationTime = api.NewReadableDuration(stabilization)
+		conf.LastContactThreshold = api.NewReadableDuration(lastContact)
 		if _, err := c.api.Operator().AutopilotCASConfiguration(conf, writing(ctx)); err != nil {
 			return failed("write autopilot configuration", err)
 		}
@@ -154,6 +158,24 @@ func (c *Client) EnsureAutopilot(ctx context.Context) error {
 	return fmt.Errorf("write autopilot configuration: %w", ErrConflict)
 }
 
-// stabilization is how long a new server must be healthy before it may vote.
-// Consul's default of 10 s only makes joins slower.
-const stabilization = time.Second
+const (
+	// stabilization is how long a new server must be healthy before it may
+	// vote. Consul's default of 10 s only makes joins slower.
+	stabilization = time.Second
+
+	// lastContact is how late a healthy server may be. Consul's default of
+	// 200 ms keeps a server on a busy host from its vote.
+	lastContact = time.Second
+)
+
+// Leave takes the local agent out of the cluster gracefully and for good: it
+// gives up its vote, tells the others, and ends. The call returns when the agent
+// has begun to.
+func (c *Client) Leave(ctx context.Context) error {
+	ctx, cancel := c.bound(ctx)
+	defer cancel()
+	if _, err := c.api.Raw().Write("/v1/agent/leave", nil, nil, writing(ctx)); err != nil {
+		return failed("leave Consul", err)
+	}
+	return nil
+}

@@ -50,6 +50,7 @@ func TestRegistry(t *testing.T) {
 		{"events are watched", testWatchEvents},
 		{"files of an old epoch are refused", testFiles},
 		{"tokens", testTokens},
+		{"tokens for a name in use", testTokenNameInUse},
 		{"tokens of a removed node", testTokensOfRemoved},
 		{"one of many uses a token", testTokenRace},
 		{"autopilot", testAutopilot},
@@ -171,6 +172,7 @@ func testNodes(t *testing.T, f *fixture) {
 	f.cluster(t)
 	n := cluster.Node{Name: "n1", Address: "10.0.0.1", Kind: cluster.Manager, Fingerprint: "aa"}
 	check(t, f.AddNode(ctx, n))
+	n.Fingerprint = "ab" // the join was repeated and got another certificate
 	check(t, f.AddNode(ctx, n))
 	want(t, f.AddNode(ctx, cluster.Node{Name: "n1", Address: "10.0.0.2", Fingerprint: "bb"}), registry.ErrNameTaken)
 	want(t, f.UpdateNode(ctx, "n2", func(*cluster.Node) error { return nil }), registry.ErrUnknownNode)
@@ -246,20 +248,30 @@ func testNextMaster(t *testing.T, f *fixture) {
 
 func testSync(t *testing.T, f *fixture) {
 	ctx := t.Context()
-	ok, index, err := f.SetSync(ctx, 0, cluster.SyncSet{Epoch: 1, Leader: "a", Members: []string{"b"}, K: 1})
-	if !ok || err != nil {
-		t.Fatal(ok, err)
+	f.checks(t)
+	set := cluster.SyncSet{Epoch: 1, Leader: "a", Members: []string{"b"}, K: 1}
+	_, err := f.SetSync(ctx, "5f3a6e5c-0000-0000-0000-000000000000", 0, set)
+	want(t, err, registry.ErrSessionGone)
+	lease := f.acquire(t, spec)
+	write := func(index uint64) bool {
+		ok, err := f.SetSync(ctx, lease.ID(), index, set)
+		check(t, err)
+		return ok
 	}
-	if got := f.view(t).SyncIndex; got != index {
-		t.Errorf("index %d, the view has %d", index, got)
+	if !write(0) || f.view(t).Sync.K != 1 {
+		t.Error("not written")
 	}
-	if ok, _, err := f.SetSync(ctx, 0, cluster.SyncSet{}); ok || err != nil {
-		t.Errorf("overwritten unseen: %v %v", ok, err)
+	index := f.view(t).SyncIndex
+	set.K = 0
+	if write(0) || write(index-1) {
+		t.Error("overwritten unseen")
 	}
-	ok, second, err := f.SetSync(ctx, index, cluster.SyncSet{Epoch: 1, Leader: "a"})
-	if !ok || err != nil || second <= index {
-		t.Errorf("second write: %v %d %v", ok, second, err)
+	if !write(index) || f.view(t).Sync.K != 0 {
+		t.Error("not changed")
 	}
+	check(t, lease.Release(ctx))
+	_, err = f.SetSync(ctx, lease.ID(), f.view(t).SyncIndex, set)
+	want(t, err, registry.ErrSessionGone)
 }
 
 func testMalformed(t *testing.T, f *fixture) {

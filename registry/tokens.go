@@ -106,30 +106,48 @@ func (c *Client) RevokeToken(ctx context.Context, id string) error {
 	return nil
 }
 
-// UseToken spends a token for one node: of all who try, one succeeds. The same
-// node with the same key may use it again, also after it has expired, so that a
-// join that broke off can be repeated. matches compares the secret with the hash
-// that is kept. The errors wrap ErrTokenUnknown, ErrTokenOther, ErrTokenUsed or
-// ErrTokenExpired.
+// UseToken spends a token for one node: of all who try, one succeeds, and only
+// while no member has its name. The same node with the same key may use it
+// again, also after it has expired, so that a join that broke off can be
+// repeated. matches compares the secret with the hash that is kept. The errors
+// wrap ErrTokenUnknown, ErrTokenOther, ErrTokenUsed, ErrTokenExpired or
+// ErrNameTaken.
 func (c *Client) UseToken(ctx context.Context, id string, matches func(hash string) bool, by TokenUse, now time.Time) error {
-	by.At = now
-	return c.modify(ctx, prefixTokens+id, func(old *api.KVPair) ([]byte, error) {
+	doing := "use token " + id
+	for range casAttempts {
+		old, err := c.get(ctx, prefixTokens+id)
+		if err != nil {
+			return err
+		}
 		if old == nil {
-			return nil, fmt.Errorf("use token %s: %w", id, ErrTokenUnknown)
+			return fmt.Errorf("%s: %w", doing, ErrTokenUnknown)
 		}
 		var t Token
 		if err := decode(old, &t); err != nil {
-			return nil, err
+			return err
 		}
 		if !matches(t.SecretHash) {
-			return nil, fmt.Errorf("use token %s: %w", id, ErrTokenUnknown)
+			return fmt.Errorf("%s: %w", doing, ErrTokenUnknown)
 		}
 		if err := t.admits(by, now); err != nil {
-			return nil, err
+			return err
 		}
-		t.Used = &by
-		return encode(t), nil
-	})
+		if t.Used != nil {
+			return nil
+		}
+		t.Used = &TokenUse{Node: by.Node, Kind: by.Kind, Key: by.Key, At: now}
+		_, err = c.transact(ctx, doing,
+			&api.KVTxnOp{Verb: api.KVCheckNotExists, Key: keyNodes + by.Node},
+			&api.KVTxnOp{Verb: api.KVCAS, Key: prefixTokens + id, Value: encode(t), Index: old.ModifyIndex})
+		op, _, refused := refusal(err)
+		switch {
+		case !refused:
+			return err
+		case op == 0:
+			return fmt.Errorf("%s for %s: %w", doing, by.Node, ErrNameTaken)
+		}
+	}
+	return fmt.Errorf("%s: %w", doing, ErrConflict)
 }
 
 // admits says whether a token whose secret was shown lets by join at now.

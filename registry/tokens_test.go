@@ -63,6 +63,27 @@ func testTokens(t *testing.T, f *fixture) {
 	}
 }
 
+// A fresh token does not let anybody take the place of a member, not even from
+// its address.
+func testTokenNameInUse(t *testing.T, f *fixture) {
+	now := time.Now()
+	f.cluster(t)
+	by := registry.TokenUse{Node: "a", Kind: cluster.Manager, Key: "k1"}
+	for _, id := range []string{"first", "second"} {
+		check(t, f.CreateToken(t.Context(), registry.Token{ID: id, Created: now, Expires: now.Add(time.Hour)}))
+	}
+	check(t, f.UseToken(t.Context(), "first", secret(""), by, now))
+	check(t, f.AddNode(t.Context(), cluster.Node{Name: "a"}))
+	check(t, f.UseToken(t.Context(), "first", secret(""), by, now))
+	by.Key = "k2"
+	want(t, f.UseToken(t.Context(), "second", secret(""), by, now), registry.ErrNameTaken)
+	tokens, err := f.ListTokens(t.Context())
+	check(t, err)
+	if tokens[1].Used != nil {
+		t.Error("the refused attempt spent the token")
+	}
+}
+
 // A node that was removed must not come back with the token it once used.
 func testTokensOfRemoved(t *testing.T, f *fixture) {
 	now := time.Now()

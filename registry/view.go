@@ -82,7 +82,7 @@ func parse(pairs api.KVPairs, index uint64) (cluster.View, error) {
 
 // Unreachable is what Watch reports while the registry cannot be read.
 type Unreachable struct {
-	Since time.Time // the last answer came then; with none yet, the watch began
+	Since time.Time // the state was known to be the newest then; with no answer yet, the watch began
 	Err   error     // why the latest attempt failed
 }
 
@@ -93,16 +93,17 @@ func (u *Unreachable) Error() string {
 func (u *Unreachable) Unwrap() error { return u.Err }
 
 // pollFor bounds one long poll. It is short because a Consul server that was
-// cut off while it led goes on holding polls that began before.
-const pollFor = 10 * time.Second
+// cut off while it led goes on holding the polls that began before, and answers
+// them with what it had.
+const pollFor = 3 * time.Second
 
 // Watch calls changed with the present state, and again whenever a value, the
 // holder of a lock or a key has really changed. While the registry cannot be
-// read it calls failed, where that is not nil, at every attempt; the first view
-// after a failure is always handed over, changed or not, and says that it can
-// be read again. Both are called one at a time and in order. Watch returns when
-// ctx ends, with its error.
-func (c *Client) Watch(ctx context.Context, changed func(cluster.View), failed func(*Unreachable)) error {
+// read it calls failed, where that is not nil, at every attempt, with an
+// *Unreachable; the first view after a failure is always handed over, changed or
+// not, and says that it can be read again. Both are called one at a time and in
+// order. Watch returns when ctx ends, with its error.
+func (c *Client) Watch(ctx context.Context, changed func(cluster.View), failed func(error)) error {
 	var (
 		last  cluster.View
 		fresh bool // last is what was handed over, and nothing failed since
@@ -111,6 +112,7 @@ func (c *Client) Watch(ctx context.Context, changed func(cluster.View), failed f
 		index uint64
 	)
 	for ctx.Err() == nil {
+		asked := time.Now()
 		v, err := c.poll(ctx, index)
 		if ctx.Err() != nil {
 			break
@@ -124,7 +126,13 @@ func (c *Client) Watch(ctx context.Context, changed func(cluster.View), failed f
 			continue
 		}
 		pause.Reset()
-		heard, index = time.Now(), nextIndex(index, v.Index)
+		switch {
+		case index == 0:
+			heard = asked // the leader confirmed itself after that
+		case v.Index > index:
+			heard = time.Now() // only a majority moves the index
+		}
+		index = nextIndex(index, v.Index)
 		if fresh && sameView(last, v) {
 			continue
 		}
@@ -159,7 +167,10 @@ func pollLimit(index uint64, timeout time.Duration) time.Duration {
 // for the old index to the end.
 // See https://developer.hashicorp.com/consul/api-docs/features/blocking.
 func nextIndex(asked, got uint64) uint64 {
-	if got <= asked {
+	switch {
+	case asked == 0:
+		return max(got, 1)
+	case got <= asked:
 		return 0
 	}
 	return got

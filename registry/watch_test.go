@@ -2,6 +2,8 @@ package registry_test
 
 import (
 	"context"
+	"errors"
+	"syscall"
 	"testing"
 	"time"
 
@@ -24,7 +26,13 @@ func watch(t *testing.T, c *registry.Client) watched {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() {
-		done <- c.Watch(ctx, func(v cluster.View) { w.views <- v }, func(u *registry.Unreachable) { w.failures <- u })
+		done <- c.Watch(ctx, func(v cluster.View) { w.views <- v }, func(err error) {
+			var u *registry.Unreachable
+			if !errors.As(err, &u) {
+				t.Errorf("reported %T", err)
+			}
+			w.failures <- u
+		})
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -85,7 +93,6 @@ func testIndexReset(t *testing.T, f *fixture) {
 	snapshot, _, err := f.raw.Snapshot().Save(nil)
 	check(t, err)
 	defer snapshot.Close()
-	before := f.view(t)
 	check(t, f.AddNode(t.Context(), cluster.Node{Name: "n1"}))
 	for range 20 {
 		_, err := f.raw.KV().Put(&api.KVPair{Key: "elsewhere", Value: []byte(time.Now().String())}, nil)
@@ -97,11 +104,7 @@ func testIndexReset(t *testing.T, f *fixture) {
 	}
 	check(t, f.raw.Snapshot().Restore(nil, snapshot))
 	for {
-		v := next(t, "the restored state", w.views)
-		if len(v.Nodes) == 0 {
-			if v.Index > before.Index {
-				t.Logf("index %d after the restore, %d before the snapshot", v.Index, before.Index)
-			}
+		if v := next(t, "the restored state", w.views); len(v.Nodes) == 0 {
 			break
 		}
 	}
@@ -145,5 +148,45 @@ func TestWatchThroughOutages(t *testing.T) {
 	f.cluster(t)
 	if v := next(t, "what is written there", w.views); v.Info == nil {
 		t.Errorf("view after the wipe: %+v", v)
+	}
+}
+
+// TestFrozenAgent stops the agent's process: it accepts connections and never
+// answers.
+func TestFrozenAgent(t *testing.T) {
+	server := registrytest.Start(t, "127.10.1.4")
+	c, err := registry.Open(registry.Config{Address: server.Address, Timeout: time.Second})
+	check(t, err)
+	defer c.Close()
+	_, err = c.View(t.Context())
+	check(t, err)
+	server.Signal(syscall.SIGSTOP)
+	_, err = c.View(t.Context())
+	want(t, err, context.DeadlineExceeded)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = c.View(ctx)
+	want(t, err, context.Canceled)
+	server.Signal(syscall.SIGCONT)
+	await(t, "it answers again", func() bool { _, err := c.View(t.Context()); return err == nil })
+}
+
+// TestRunner reads and watches through the agent of a runner, which is no server.
+func TestRunner(t *testing.T) {
+	server := registrytest.Start(t, "127.10.1.5")
+	runner := registrytest.StartWith(t, registry.AgentConfig{
+		Name: "runner", Address: "127.10.1.6", Kind: cluster.Runner, DataDir: t.TempDir(), Join: []string{"127.10.1.5"},
+	})
+	c := runner.Client()
+	w := watch(t, c)
+	next(t, "first view", w.views)
+	(&fixture{Client: server.Client()}).cluster(t)
+	if v := next(t, "the cluster", w.views); v.Info == nil {
+		t.Errorf("view: %+v", v)
+	}
+	servers, err := c.Servers(t.Context())
+	check(t, err)
+	if len(servers) != 1 || servers[0].Node != registrytest.NodeName("127.10.1.5") {
+		t.Errorf("servers: %+v", servers)
 	}
 }

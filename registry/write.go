@@ -100,9 +100,10 @@ func (c *Client) modifyInfo(ctx context.Context, f func(*cluster.Info)) error {
 }
 
 // AddNode makes n a member, and deletes a tombstone of its name in the same
-// step. Where a member of this name exists with the same address and
-// fingerprint, it is this node's own earlier attempt and is replaced; otherwise
-// the error wraps ErrNameTaken.
+// step. An entry of this name at the same address is this node's own earlier
+// attempt, perhaps with an earlier certificate, and is replaced: a newcomer has
+// passed UseToken, which refuses names in use. An entry at another address is an
+// error that wraps ErrNameTaken.
 func (c *Client) AddNode(ctx context.Context, n cluster.Node) error {
 	doing := "add node " + n.Name
 	for range casAttempts {
@@ -116,7 +117,7 @@ func (c *Client) AddNode(ctx context.Context, n cluster.Node) error {
 			if err := decode(old, &there); err != nil {
 				return err
 			}
-			if there.Address != n.Address || there.Fingerprint != n.Fingerprint {
+			if there.Address != n.Address {
 				return fmt.Errorf("%s: %w, at %s", doing, ErrNameTaken, there.Address)
 			}
 			index = old.ModifyIndex
@@ -218,16 +219,19 @@ func (c *Client) SetNextMaster(ctx context.Context, index uint64, a cluster.Assi
 }
 
 // SetSync publishes the sync set, if the key still is at index (0: does not
-// exist), and returns the index that it has then. ok is false when it was
-// changed in between.
-func (c *Client) SetSync(ctx context.Context, index uint64, s cluster.SyncSet) (ok bool, newIndex uint64, err error) {
-	done, err := c.transact(ctx, "publish the sync set",
+// exist) and session holds the leader lock: whoever has seen the lock free has
+// then seen the last word on the sync set. ok is false when the key was changed
+// in between; a session without the lock is an error that wraps ErrSessionGone.
+func (c *Client) SetSync(ctx context.Context, session string, index uint64, s cluster.SyncSet) (ok bool, err error) {
+	_, err = c.transact(ctx, "publish the sync set",
+		&api.KVTxnOp{Verb: api.KVCheckSession, Key: keyLeader, Session: session},
 		&api.KVTxnOp{Verb: api.KVCAS, Key: keySync, Value: encode(s), Index: index})
-	if _, _, refused := refusal(err); refused {
-		return false, 0, nil
+	op, _, refused := refusal(err)
+	switch {
+	case !refused:
+		return err == nil, err
+	case op == 0:
+		return false, fmt.Errorf("publish the sync set: %w", ErrSessionGone)
 	}
-	if err != nil {
-		return false, 0, err
-	}
-	return true, done[0].KV.ModifyIndex, nil
+	return false, nil
 }

@@ -43,3 +43,11 @@ func Read[T any](file string) (T, error) {
 	}
 	return v, nil
 }
+
+// WriteText replaces the file with text, in the same way as Write.
+func WriteText(file string, text []byte, mode os.FileMode) error {
+	if err := renameio.WriteFile(file, text, mode, renameio.WithStaticPermissions(mode)); err != nil {
+		return fmt.Errorf("write %s: %w", file, err)
+	}
+	return nil
+}

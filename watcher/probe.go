@@ -33,8 +33,8 @@ func (w *watcher) round(ctx context.Context) {
 		}
 	}
 	hosts := w.outsideHosts(members.Options)
-	if verdict == cluster.Majority {
-		hosts = nil
+	if verdict == cluster.Majority || verdict == cluster.VerdictUnknown {
+		hosts = nil // nobody outside is bothered without need
 	}
 	for _, host := range hosts {
 		w.start(ctx, "outside "+host.String(), limit, func(ctx context.Context) { w.askOutside(ctx, host) })

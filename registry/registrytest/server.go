@@ -90,6 +90,15 @@ func (s *Server) Kill() {
 	s.cmd = nil
 }
 
+// Stop ends the agent as an init system does, with SIGTERM, and waits until it
+// has gone.
+func (s *Server) Stop() {
+	s.t.Helper()
+	s.Signal(syscall.SIGTERM)
+	_ = s.cmd.Wait()
+	s.cmd = nil
+}
+
 // Signal sends a signal, such as SIGSTOP.
 func (s *Server) Signal(sig syscall.Signal) {
 	s.t.Helper()

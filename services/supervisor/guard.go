@@ -23,7 +23,7 @@ import (
 type GuardOptions struct {
 	Argv   []string // the init, which calls Run
 	Record string   // where the Record is kept; a lock is kept beside it
-	Cgroup string   // folder of the node's control group (version 2), made here; empty: none
+	Cgroup string   // folder of the node's control group (version 2), made here and left; empty: none
 	Logger *slog.Logger
 }
 
@@ -65,7 +65,8 @@ func Guard(opts GuardOptions) error {
 	}
 	terms := make(chan os.Signal, 1)
 	signal.Notify(terms, syscall.SIGTERM)
-	signal.Ignore(syscall.SIGHUP, syscall.SIGINT)
+	// Not signal.Ignore: that would be handed down to everything on the node.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT)
 	if err := init.Start(); err != nil {
 		return fmt.Errorf("start init: %w", err)
 	}
@@ -83,9 +84,6 @@ func Guard(opts GuardOptions) error {
 	opts.Logger.Warn("init has ended; ending what is left of the node", "status", init.ProcessState.String())
 	if err := reapAll(); err != nil {
 		return err
-	}
-	if opts.Cgroup != "" {
-		_ = os.Remove(opts.Cgroup)
 	}
 	if recordErr != nil {
 		return fmt.Errorf("record init: %w", recordErr)

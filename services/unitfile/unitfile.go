@@ -133,6 +133,10 @@ func (u *Unit) set(section, name, value string) (err error) {
 	case "Unit":
 		switch name {
 		case "ConditionPathExists":
+			if value == "" {
+				u.Conditions = nil
+				return nil
+			}
 			path, not := strings.CutPrefix(value, "!")
 			u.Conditions = append(u.Conditions, Condition{path, not})
 			return nil
@@ -188,7 +192,9 @@ func (u *Unit) setService(name, value string) (known bool, err error) {
 		u.Group = value
 	case "Environment":
 		var words []string
-		if words, err = Split(value, u.Name); err == nil {
+		if value == "" {
+			u.Environment = nil
+		} else if words, err = Split(value, u.Name); err == nil {
 			u.Environment = append(u.Environment, words...)
 		}
 	case "WorkingDirectory":

@@ -78,6 +78,7 @@ type Op struct {
 	Label string            // what it does, for errors: "clone the data directory"
 	Argv  []string          // program with its path, and arguments
 	Env   []string          // beside a minimal environment with LC_ALL=C
+	Stdin string            // empty: /dev/null
 	Line  func(line string) // gets each line of stderr as it comes; may be nil
 }
 
@@ -132,6 +133,9 @@ func (r Runner) run(ctx context.Context, op Op) (string, error) {
 	cmd.Dir = "/"
 	cmd.Env = append([]string{"PATH=/usr/bin:/bin", "LC_ALL=C"}, op.Env...)
 	cmd.Stdout, cmd.Stderr = &out, tail
+	if op.Stdin != "" {
+		cmd.Stdin = strings.NewReader(op.Stdin)
+	}
 	cmd.SysProcAttr = r.Attr()
 	cmd.WaitDelay = stopGrace
 	if err := cmd.Start(); err != nil {

@@ -1,0 +1,286 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	urfave "github.com/urfave/cli/v2"
+
+	"github.com/understudy-ha/understudy/cluster"
+	"github.com/understudy-ha/understudy/membership"
+	"github.com/understudy-ha/understudy/registry"
+)
+
+// nodeRow is one line of nodes list, and one object of its JSON.
+type nodeRow struct {
+	Name     string            `json:"name"`
+	HostIP   string            `json:"host_ip"`
+	Kind     cluster.Kind      `json:"kind"`
+	State    string            `json:"state"`
+	Checks   map[string]string `json:"checks"`
+	LagBytes *int64            `json:"lag_bytes"` // null: not known
+	Timeline cluster.Timeline  `json:"timeline"`
+	Epoch    cluster.Epoch     `json:"epoch"`
+	Version  string            `json:"version"`
+	Options  cluster.Options   `json:"options"`
+}
+
+// columns are the checks of nodes list, and which Consul checks each sums up.
+var columns = []struct {
+	name   string
+	checks []string
+}{
+	{"consul", []string{"serfHealth"}},
+	{"services", []string{string(cluster.CheckServices)}},
+	{"database", []string{string(cluster.CheckPort), string(cluster.CheckAnswer), string(cluster.CheckRole)}},
+	{"files", []string{string(cluster.CheckFiles)}},
+	{"heartbeat", []string{string(cluster.CheckHeartbeat)}},
+}
+
+func nodesCommand() *urfave.Command {
+	return &urfave.Command{
+		Name: "nodes", Usage: "the members of the cluster",
+		Subcommands: []*urfave.Command{
+			{Name: "list", Usage: "every member with its state and health", Flags: []urfave.Flag{jsonFlag()}, Action: listNodes,
+				UsageText: "understudy cluster nodes list [--json]\n\nexample: understudy cluster nodes list"},
+			{Name: "get", Usage: "one member, with its options and what each check says", ArgsUsage: "NAME", Flags: []urfave.Flag{jsonFlag()}, Action: getNode,
+				UsageText: "understudy cluster nodes get [--json] NAME\n\nexample: understudy cluster nodes get alpha"},
+			{Name: "update", Usage: "change the options of one member; an empty value takes one back to the cluster's", ArgsUsage: "NAME",
+				Flags: []urfave.Flag{optionsFlag()}, Action: updateNode,
+				UsageText: "understudy cluster nodes update --options O NAME\n\nexample: understudy cluster nodes update --options priority=200 alpha"},
+			{Name: "remove", Usage: "take a member out for good; the active one hands over first", ArgsUsage: "NAME",
+				Flags: []urfave.Flag{
+					&urfave.BoolFlag{Name: "force", Usage: "remove an active node although no other can take over"},
+					timeoutFlag(120 * time.Second)},
+				Action:    removeNode,
+				UsageText: "understudy cluster nodes remove [--force] NAME\n\nexample: understudy cluster nodes remove gamma"},
+		},
+	}
+}
+
+func listNodes(c *urfave.Context) error {
+	if err := exactly(c); err != nil {
+		return err
+	}
+	m, err := openMember(c)
+	if err != nil {
+		return err
+	}
+	defer m.close()
+	view, rows, _, err := m.rows(c.Context)
+	if err != nil {
+		return err
+	}
+	return show(c, rows, func(w io.Writer) {
+		printNodes(w, rows)
+		if _, err := active(view); err != nil {
+			fmt.Fprintln(w, "\nNo node is active at the moment.")
+		}
+	})
+}
+
+func printNodes(w io.Writer, rows []nodeRow) {
+	var lines [][]string
+	for _, r := range rows {
+		line := []string{r.Name, r.HostIP, r.State}
+		for _, col := range columns {
+			line = append(line, orDash(r.Checks[col.name]))
+		}
+		lines = append(lines, append(line, bytesOf(r.LagBytes), timelineOf(r.Timeline), r.Version))
+	}
+	table(w, "NAME HOST_IP STATE CONSUL SERVICES DATABASE FILES HEARTBEAT LAG TIMELINE VERSION", lines)
+}
+
+func bytesOf(n *int64) string {
+	switch {
+	case n == nil:
+		return "-"
+	case *n < 10<<10:
+		return fmt.Sprintf("%d B", *n)
+	case *n < 10<<20:
+		return fmt.Sprintf("%d kB", *n>>10)
+	}
+	return fmt.Sprintf("%d MB", *n>>20)
+}
+
+func timelineOf(t cluster.Timeline) string {
+	if t == 0 {
+		return "-"
+	}
+	return strconv.Itoa(int(t))
+}
+
+// reportWithin bounds the time that a node has to tell of itself; nodes that do
+// not are offline.
+const reportWithin = 2 * time.Second
+
+// rows gathers what nodes list shows, asking all nodes at the same time.
+func (m *member) rows(ctx context.Context) (cluster.View, []nodeRow, map[string]map[string]registry.CheckState, error) {
+	view, err := m.view(ctx)
+	if err != nil {
+		return view, nil, nil, err
+	}
+	health, err := m.reg.Health(ctx)
+	if err != nil {
+		return view, nil, nil, err
+	}
+	var names []string
+	for name := range view.Nodes {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	rows := make([]nodeRow, len(names))
+	var wait sync.WaitGroup
+	for i, name := range names {
+		wait.Go(func() {
+			try, cancel := context.WithTimeout(ctx, reportWithin)
+			defer cancel()
+			r, err := m.peers.Report(try, view.Nodes[name])
+			rows[i] = rowOf(view, view.Nodes[name], r, err == nil, health[name])
+		})
+	}
+	wait.Wait()
+	return view, rows, health, nil
+}
+
+func rowOf(view cluster.View, n cluster.Node, r cluster.Report, online bool, health map[string]registry.CheckState) nodeRow {
+	row := nodeRow{
+		Name: n.Name, HostIP: n.Address, Kind: n.Kind, State: "offline", Version: n.Version,
+		Options: view.Options(n.Name), Checks: map[string]string{},
+	}
+	if online {
+		row.State, row.Epoch, row.Timeline, row.LagBytes = string(r.State), r.Epoch, r.Position.Timeline, r.LagBytes
+		if r.Open {
+			row.State = "leader"
+		}
+	}
+	for _, col := range columns {
+		row.Checks[col.name] = sumUp(health, col.checks)
+	}
+	return row
+}
+
+// sumUp is OK when all checks are, and FAIL when one is not or is missing.
+func sumUp(health map[string]registry.CheckState, checks []string) string {
+	for _, name := range checks {
+		if state, ok := health[name]; !ok || !state.OK {
+			return "FAIL"
+		}
+	}
+	return "OK"
+}
+
+func getNode(c *urfave.Context) error {
+	if err := exactly(c, "NAME"); err != nil {
+		return err
+	}
+	m, err := openMember(c)
+	if err != nil {
+		return err
+	}
+	defer m.close()
+	_, rows, health, err := m.rows(c.Context)
+	if err != nil {
+		return err
+	}
+	name := c.Args().First()
+	i := slices.IndexFunc(rows, func(r nodeRow) bool { return r.Name == name })
+	if i < 0 {
+		return unknownNode(name)
+	}
+	full := struct {
+		nodeRow
+		Outputs map[string]registry.CheckState `json:"check_outputs"`
+	}{rows[i], health[name]}
+	return show(c, full, func(w io.Writer) {
+		printNodes(w, rows[i:i+1])
+		var checks, options [][]string
+		for _, col := range columns {
+			for _, check := range col.checks {
+				state := health[name][check]
+				verdict := "FAIL"
+				if state.OK {
+					verdict = "OK"
+				}
+				checks = append(checks, []string{check, verdict, state.Output})
+			}
+		}
+		fmt.Fprintln(w)
+		table(w, "CHECK RESULT OUTPUT", checks)
+		for _, o := range cluster.KnownOptions() {
+			options = append(options, []string{o.Name, orDash(rows[i].Options.Get(o.Name))})
+		}
+		fmt.Fprintln(w)
+		table(w, "OPTION VALUE", options)
+	})
+}
+
+func unknownNode(name string) error {
+	return fmt.Errorf("%s is not a member of the cluster; 'understudy cluster nodes list' shows those that are", name)
+}
+
+func updateNode(c *urfave.Context) error {
+	if err := exactly(c, "NAME"); err != nil {
+		return err
+	}
+	o, err := checked(c.StringSlice("options"), true)
+	if err != nil {
+		return err
+	}
+	if len(o) == 0 {
+		return usagef("nothing to change: give --options before the NAME")
+	}
+	m, err := openMember(c)
+	if err != nil {
+		return err
+	}
+	defer m.close()
+	name := c.Args().First()
+	view, err := m.view(c.Context)
+	if err != nil {
+		return err
+	}
+	if _, ok := view.Nodes[name]; !ok {
+		return unknownNode(name)
+	}
+	err = m.reg.UpdateNode(c.Context, name, func(n *cluster.Node) error {
+		n.Options = n.Options.With(o)
+		return nil
+	})
+	if err == nil {
+		fmt.Fprintf(out(c), "%s updated\n", name)
+	}
+	return err
+}
+
+func removeNode(c *urfave.Context) error {
+	if err := exactly(c, "NAME"); err != nil {
+		return err
+	}
+	m, err := openMember(c)
+	if err != nil {
+		return err
+	}
+	defer m.close()
+	view, err := m.view(c.Context)
+	if err != nil {
+		return err
+	}
+	name := c.Args().First()
+	if _, ok := view.Nodes[name]; !ok {
+		return unknownNode(name)
+	}
+	ctx, cancel := withTimeout(c)
+	defer cancel()
+	r := membership.Removal{Registry: m.reg, Peers: m.peers, By: m.host.Record.Node.Name, Force: c.Bool("force")}
+	if err := r.Remove(ctx, view, name, newProgress(c).step); err != nil {
+		return err
+	}
+	fmt.Fprintf(out(c), "%s is no member any more\n", name)
+	return nil
+}

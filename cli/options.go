@@ -1,0 +1,187 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+	urfave "github.com/urfave/cli/v2"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+func optionsFlag() urfave.Flag {
+	return &urfave.StringSliceFlag{Name: "options",
+		Usage: "settings: a YAML or JSON `FILE`, JSON text, or 'k=v;k2=v2'; may be repeated, the last one wins"}
+}
+
+// parseOptions reads every --options in its order. Nothing is checked yet.
+func parseOptions(given []string) (cluster.Options, error) {
+	all := cluster.Options{}
+	for _, text := range given {
+		o, err := parseOption(text)
+		if err != nil {
+			return nil, usagef("--options %q: %w", text, err)
+		}
+		maps.Copy(all, o)
+	}
+	return all, nil
+}
+
+func parseOption(text string) (cluster.Options, error) {
+	if content, err := os.ReadFile(text); err == nil {
+		return parseMap(content)
+	} else if !errors.Is(err, fs.ErrNotExist) && !strings.ContainsAny(text, "={") {
+		return nil, err
+	}
+	if strings.HasPrefix(strings.TrimSpace(text), "{") {
+		return parseMap([]byte(text))
+	}
+	o := cluster.Options{}
+	for pair := range strings.SplitSeq(text, ";") {
+		if strings.TrimSpace(pair) == "" {
+			continue
+		}
+		k, v, ok := strings.Cut(pair, "=")
+		if !ok {
+			return nil, fmt.Errorf("%q is neither an existing file nor of the form name=value", pair)
+		}
+		o[strings.TrimSpace(k)] = strings.TrimSpace(v)
+	}
+	return o, nil
+}
+
+// parseMap reads YAML, and so JSON. Values are taken as they are written.
+func parseMap(text []byte) (cluster.Options, error) {
+	raw := map[string]any{}
+	if err := yaml.Unmarshal(text, &raw); err != nil {
+		return nil, err
+	}
+	o := cluster.Options{}
+	for k, v := range raw {
+		switch v := v.(type) {
+		case nil:
+			o[k] = ""
+		case []any:
+			var items []string
+			for _, item := range v {
+				items = append(items, fmt.Sprint(item))
+			}
+			o[k] = strings.Join(items, ",")
+		case map[string]any:
+			return nil, fmt.Errorf("option %s has a mapping as its value", k)
+		default:
+			o[k] = fmt.Sprint(v)
+		}
+	}
+	return o, nil
+}
+
+// checked parses and checks; what is wrong is wrong usage.
+func checked(given []string, perNode bool) (cluster.Options, error) {
+	o, err := parseOptions(given)
+	if err != nil {
+		return nil, err
+	}
+	if err := cluster.CheckOptions(removable(o), perNode); err != nil {
+		return nil, usageError{err}
+	}
+	return o, nil
+}
+
+// removable leaves out options with an empty value: it takes them away, so that
+// the default is in force again. Their names must exist all the same.
+func removable(o cluster.Options) cluster.Options {
+	rest := maps.Clone(o)
+	for name, value := range o {
+		if value == "" {
+			rest[name] = cluster.Options{}.Get(name)
+		}
+	}
+	return rest
+}
+
+type optionRow struct {
+	cluster.Option
+	Value string `json:"value"`
+	Set   bool   `json:"set"`
+}
+
+func optionsCommand() *urfave.Command {
+	return &urfave.Command{
+		Name: "options", Usage: "settings of the whole cluster",
+		Subcommands: []*urfave.Command{
+			{Name: "list", Usage: "every option: what is in force, its default, unit and effect",
+				UsageText: "understudy cluster options list [--json]\n\nexample: understudy cluster options list",
+				Flags:     []urfave.Flag{jsonFlag()}, Action: listOptions},
+			{Name: "set", Usage: "change options; an empty value takes one back to its default", ArgsUsage: "OPTIONS",
+				UsageText: "understudy cluster options set O...\n\nexample: understudy cluster options set 'check_ttl_multiplier=3;check_fail_fast=false'",
+				Action:    setOptions},
+		},
+	}
+}
+
+func listOptions(c *urfave.Context) error {
+	if err := exactly(c); err != nil {
+		return err
+	}
+	m, err := openMember(c)
+	if err != nil {
+		return err
+	}
+	defer m.close()
+	view, err := m.view(c.Context)
+	if err != nil {
+		return err
+	}
+	var rows []optionRow
+	var lines [][]string
+	for _, o := range cluster.KnownOptions() {
+		_, set := view.Info.Options[o.Name]
+		row := optionRow{o, view.Info.Options.Get(o.Name), set}
+		rows = append(rows, row)
+		lines = append(lines, []string{row.Name, orDash(row.Value), orDash(row.Default), scope(o), row.Effect + " (" + row.Unit + ")"})
+	}
+	return show(c, rows, func(w io.Writer) { table(w, "OPTION VALUE DEFAULT SCOPE EFFECT", lines) })
+}
+
+func scope(o cluster.Option) string {
+	if o.PerNode {
+		return "node"
+	}
+	return "cluster"
+}
+
+func setOptions(c *urfave.Context) error {
+	if c.NArg() == 0 {
+		return usagef("nothing to set; see '%s --help'", c.Command.HelpName)
+	}
+	o, err := checked(c.Args().Slice(), false)
+	if err != nil {
+		return err
+	}
+	m, err := openMember(c)
+	if err != nil {
+		return err
+	}
+	defer m.close()
+	if _, err := m.reg.SetOptions(c.Context, o); err != nil {
+		return err
+	}
+	for name := range o {
+		fmt.Fprintf(out(c), "%s is %s\n", name, orDash(cluster.Options{}.With(o).Get(name)))
+	}
+	return nil
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}

@@ -1,0 +1,157 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"time"
+
+	urfave "github.com/urfave/cli/v2"
+
+	"github.com/understudy-ha/understudy/cluster"
+	"github.com/understudy-ha/understudy/registry"
+)
+
+// clusterStatus is what cluster status shows.
+type clusterStatus struct {
+	ID       string          `json:"id"`
+	Created  time.Time       `json:"created"`
+	Active   string          `json:"active"` // empty: none
+	Epoch    cluster.Epoch   `json:"epoch"`
+	Timeline uint32          `json:"timeline"`
+	Named    string          `json:"next_master"`
+	Reason   string          `json:"reason"`
+	Sync     cluster.SyncSet `json:"sync"`
+	Nodes    []nodeRow       `json:"nodes"`
+}
+
+func statusCommand() *urfave.Command {
+	return &urfave.Command{
+		Name: "status", Usage: "who is active, since which epoch, and how safe the data is; exit code 3 when nobody is active",
+		UsageText: "understudy cluster status [--json]\n\nexample: understudy cluster status",
+		Flags:     []urfave.Flag{jsonFlag()},
+		Action: func(c *urfave.Context) error {
+			if err := exactly(c); err != nil {
+				return err
+			}
+			m, err := openMember(c)
+			if err != nil {
+				return err
+			}
+			defer m.close()
+			view, rows, _, err := m.rows(c.Context)
+			if err != nil {
+				return err
+			}
+			s := clusterStatus{
+				ID: view.Info.ID, Created: view.Info.Created, Epoch: view.NextMaster.Epoch, Timeline: uint32(view.Leader.Timeline),
+				Named: view.NextMaster.Node, Reason: view.NextMaster.Reason, Sync: view.Sync, Nodes: rows,
+			}
+			_, none := active(view)
+			if none == nil {
+				s.Active = view.Leader.Node
+			}
+			if err := show(c, s, func(w io.Writer) { printStatus(w, s) }); err != nil {
+				return err
+			}
+			return none
+		},
+	}
+}
+
+func printStatus(w io.Writer, s clusterStatus) {
+	fmt.Fprintf(w, "cluster   %s, since %s\n", s.ID, s.Created.Local().Format(time.DateTime))
+	fmt.Fprintf(w, "active    %s, epoch %d, timeline %d\n", orDash(s.Active), s.Epoch, s.Timeline)
+	fmt.Fprintf(w, "because   %s\n", s.Reason)
+	if s.Sync.K > 0 {
+		fmt.Fprintf(w, "safety    every acknowledged commit is on %s and on %d of %v\n\n", s.Sync.Leader, s.Sync.K, s.Sync.Members)
+	} else {
+		fmt.Fprintf(w, "safety    AT RISK: acknowledged commits are on %s alone, and no other node is promoted automatically\n\n", orDash(s.Sync.Leader))
+	}
+	printNodes(w, s.Nodes)
+}
+
+func setActiveCommand() *urfave.Command {
+	return &urfave.Command{
+		Name: "set-active", Usage: "make another node the active one", ArgsUsage: "NAME",
+		UsageText: "understudy cluster set-active [--timeout 60s] NAME\n\nexample: understudy cluster set-active beta",
+		Flags:     []urfave.Flag{timeoutFlag(60 * time.Second)},
+		Action:    setActive,
+	}
+}
+
+func setActive(c *urfave.Context) error {
+	if err := exactly(c, "NAME"); err != nil {
+		return err
+	}
+	m, err := openMember(c)
+	if err != nil {
+		return err
+	}
+	defer m.close()
+	ctx, cancel := withTimeout(c)
+	defer cancel()
+	view, err := m.view(ctx)
+	if err != nil {
+		return err
+	}
+	target := c.Args().First()
+	if _, ok := view.Nodes[target]; !ok {
+		return unknownNode(target)
+	}
+	from, err := active(view)
+	if err != nil {
+		return err
+	}
+	if from.Name == target {
+		return fmt.Errorf("%s is already the active node", target)
+	}
+	began := time.Now()
+	p := newProgress(c)
+	p.begin("hand over from " + from.Name + " to " + target)
+	err = m.peers.SetActive(ctx, from, target)
+	if err == nil {
+		err = m.awaitActive(ctx, target)
+	}
+	p.end("hand over from "+from.Name+" to "+target, err)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out(c), "%s is the active node (%d ms)\n", target, time.Since(began).Milliseconds())
+	return nil
+}
+
+// eventsCommand shows the history that the daemons keep.
+func eventsCommand() *urfave.Command {
+	return &urfave.Command{
+		Name: "events", Usage: "what happened: elections, promotions, changes of state",
+		UsageText: "understudy cluster events [--since 1h] [--follow] [--json]\n\nexample: understudy cluster events --since 10m",
+		Flags: []urfave.Flag{jsonFlag(),
+			&urfave.DurationFlag{Name: "since", Value: 24 * time.Hour, Usage: "not older than this `TIME`"},
+			&urfave.BoolFlag{Name: "follow", Usage: "go on with what happens from now on"}},
+		Action: func(c *urfave.Context) error {
+			if err := exactly(c); err != nil {
+				return err
+			}
+			m, err := openMember(c)
+			if err != nil {
+				return err
+			}
+			defer m.close()
+			since := time.Now().Add(-c.Duration("since"))
+			if c.Bool("follow") {
+				return m.reg.WatchEvents(c.Context, since, func(e registry.Event) { printEvents(out(c), []registry.Event{e}) })
+			}
+			events, err := m.reg.Events(c.Context, since)
+			if err != nil {
+				return err
+			}
+			return show(c, events, func(w io.Writer) { printEvents(w, events) })
+		},
+	}
+}
+
+func printEvents(w io.Writer, events []registry.Event) {
+	for _, e := range events {
+		fmt.Fprintf(w, "%s  epoch %-4d %-10s %-9s %s\n", e.At.Local().Format("2006-01-02 15:04:05.000"), e.Epoch, e.Node, e.Kind, e.Message)
+	}
+}

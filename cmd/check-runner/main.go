@@ -1,0 +1,58 @@
+// Command check-runner measures this node and posts what it finds to the health
+// checks of the local Consul agent.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/understudy-ha/understudy/checkrunner"
+	"github.com/understudy-ha/understudy/cluster"
+	"github.com/understudy-ha/understudy/node"
+	"github.com/understudy-ha/understudy/statefile"
+)
+
+func main() {
+	root := flag.String("root", "/", "directory that all paths of the node are under")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, *root); err != nil {
+		fmt.Fprintln(os.Stderr, "check-runner:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, root string) error {
+	host, err := node.OpenMember(root, "check-runner")
+	if err != nil {
+		return err
+	}
+	reg, err := host.Registry()
+	if err != nil {
+		return err
+	}
+	defer reg.Close()
+	o := checkrunner.Options{
+		Node: host.Record.Node.Name, Kind: host.Record.Node.Kind,
+		Always: host.Config.Services.Always, Leader: host.Config.Services.Leader,
+		Poster: consul{host, reg}, Views: consul{host, reg}, Units: units{host.Units()},
+		Files: func() (cluster.FilesReport, error) {
+			return statefile.Read[cluster.FilesReport](host.Layout.Files())
+		},
+		Logger: host.Log,
+	}
+	if o.Kind == cluster.Manager {
+		pg, err := host.Postgres()
+		if err != nil {
+			return err
+		}
+		defer pg.Close()
+		o.Database = postgres{pg}
+	}
+	return checkrunner.Run(ctx, o)
+}

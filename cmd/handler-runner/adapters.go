@@ -1,0 +1,220 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/understudy-ha/understudy/api"
+	"github.com/understudy-ha/understudy/cluster"
+	"github.com/understudy-ha/understudy/handlerrunner"
+	"github.com/understudy-ha/understudy/membership"
+	"github.com/understudy-ha/understudy/node"
+	"github.com/understudy-ha/understudy/pgrepl"
+	"github.com/understudy-ha/understudy/registry"
+)
+
+// adapters is everything that the handler of this host works with.
+type adapters struct {
+	host    *node.Host
+	reg     *registry.Client
+	pg      *pgrepl.Server
+	peers   *api.Client
+	journal *journal
+}
+
+func open(h *node.Host) (*adapters, error) {
+	a := &adapters{host: h}
+	var err error
+	if a.reg, err = h.Registry(); err != nil {
+		return nil, err
+	}
+	if a.pg, err = h.Postgres(); err != nil {
+		return nil, err
+	}
+	if a.peers, err = h.Peers(); err != nil {
+		return nil, err
+	}
+	a.journal = newJournal(a.reg, h.Record.Node.Name, h.Log)
+	return a, nil
+}
+
+func (a *adapters) options() handlerrunner.Options {
+	c := a.host.Config
+	return handlerrunner.Options{
+		Node: a.host.Record.Node.Name, Version: node.Version, State: a.host.Layout.Handler(),
+		Store: store{a}, Locks: locks{a}, Postgres: postgres{a.pg}, Replication: replication{a},
+		Directory: directory{a}, Units: units{a.host.Units()}, Peers: a.peers, Journal: a.journal,
+		Verdict: a.host.Verdict,
+		Files: func() cluster.FilesReport {
+			f, err := a.host.Files()
+			if err != nil {
+				return cluster.FilesReport{}
+			}
+			return f
+		},
+		Checkpoint:   a.pg.Checkpoint,
+		Depart:       func(ctx context.Context) error { return membership.Depart(ctx, a.host, a.reg) },
+		PostgresUnit: c.Postgres.Unit, AlwaysUnits: c.Services.Always, LeaderUnits: c.Services.Leader,
+		Log: a.host.Log,
+	}
+}
+
+// store is the registry, as long as it holds this host's cluster.
+type store struct{ *adapters }
+
+func (s store) Watch(ctx context.Context, see func(cluster.View, bool)) error {
+	return s.reg.Watch(ctx, func(v cluster.View) {
+		err := node.SameCluster(s.host.Record, v)
+		if err != nil {
+			s.host.Log.Error("registry", "error", err)
+		}
+		see(v, err == nil)
+	}, func(err error) {
+		s.host.Log.Debug("registry", "error", err)
+		see(cluster.View{}, false)
+	})
+}
+
+func (s store) View(ctx context.Context) (cluster.View, error) {
+	v, err := s.reg.View(ctx)
+	if err == nil {
+		err = node.SameCluster(s.host.Record, v)
+	}
+	return v, err
+}
+
+func (s store) SetNextMaster(ctx context.Context, index uint64, n cluster.Assignment) (bool, error) {
+	return s.reg.SetNextMaster(ctx, index, n)
+}
+
+func (s store) SetSync(ctx context.Context, session string, index uint64, set cluster.SyncSet) (bool, error) {
+	return s.reg.SetSync(ctx, session, index, set)
+}
+
+// locks makes sessions that fall with this node's checks.
+type locks struct{ *adapters }
+
+func (l locks) Acquire(ctx context.Context, v cluster.Leader, ttl time.Duration) (handlerrunner.Lease, error) {
+	lease, err := l.reg.Acquire(ctx, v, registry.SessionSpec{Name: "understudy leader " + v.Node, TTL: ttl, Checks: cluster.SessionChecks()})
+	if err != nil {
+		return nil, err
+	}
+	return held{lease}, nil
+}
+
+func (l locks) Adopt(ctx context.Context, session string) (handlerrunner.Lease, error) {
+	lease, err := l.reg.Adopt(ctx, session, l.host.Record.Node.Name)
+	if err != nil {
+		return nil, gone(err)
+	}
+	return held{lease}, nil
+}
+
+type held struct{ *registry.Lease }
+
+func (h held) Renew(ctx context.Context) error { return gone(h.Lease.Renew(ctx)) }
+
+func gone(err error) error {
+	if errors.Is(err, registry.ErrSessionGone) {
+		return fmt.Errorf("%w: %w", handlerrunner.ErrSessionGone, err)
+	}
+	return err
+}
+
+// postgres is the local server, in the handler's words.
+type postgres struct{ *pgrepl.Server }
+
+func (p postgres) Observe(ctx context.Context) (handlerrunner.Database, error) {
+	o := p.Server.Observe(ctx)
+	d := handlerrunner.Database{
+		Primary: o.Primary, Position: o.Position, SystemID: o.SystemID,
+		Upstream: o.Upstream, Streaming: o.Streaming(),
+	}
+	switch o.State {
+	case pgrepl.StateUp:
+		d.Running = cluster.Yes
+	case pgrepl.StateDown:
+		d.Running = cluster.No
+	}
+	if o.Quorum != nil {
+		d.InEffect = *o.Quorum
+	}
+	if d.Streaming && o.UpstreamEnd > o.Replayed {
+		d.Lag = int64(o.UpstreamEnd - o.Replayed)
+	}
+	for _, r := range o.Replicas {
+		if r.State == "streaming" {
+			d.Standbys = append(d.Standbys, handlerrunner.Downstream{Name: r.Name, Flushed: r.Flushed})
+		}
+	}
+	if o.State != pgrepl.StateUp {
+		return d, fmt.Errorf("PostgreSQL is %s: %s", o.State, o.Problem)
+	}
+	return d, nil
+}
+
+// replication moves the local server between upstreams.
+type replication struct{ *adapters }
+
+func (r replication) Detach(ctx context.Context) (cluster.Position, error) {
+	pos, err := r.pg.Detach(ctx)
+	if errors.Is(err, pgrepl.ErrNotRunning) {
+		err = fmt.Errorf("%w: %w", handlerrunner.ErrNotRunning, err)
+	}
+	return pos, err
+}
+
+func (r replication) Follow(ctx context.Context, n cluster.Node) error {
+	return r.pg.Follow(ctx, r.host.Upstream(n))
+}
+
+func (r replication) Slots(ctx context.Context, nodes []string) error {
+	return r.pg.EnsureSlots(ctx, nodes)
+}
+
+func (r replication) History(ctx context.Context, tl cluster.Timeline) (cluster.History, error) {
+	return r.pg.History(ctx, tl)
+}
+
+// directory is the local data directory.
+type directory struct{ *adapters }
+
+func (d directory) Complete() (bool, error) { return d.pg.Complete(), nil }
+
+func (d directory) Final(ctx context.Context) (cluster.Position, error) {
+	c, err := d.pg.ControlData(ctx)
+	if err != nil {
+		return cluster.Position{}, err
+	}
+	if c.State != "shut down" {
+		return cluster.Position{}, fmt.Errorf("PostgreSQL was not shut down cleanly: it is %q", c.State)
+	}
+	return cluster.Position{Timeline: c.Timeline, LSN: c.Checkpoint}, nil
+}
+
+func (d directory) Rewind(ctx context.Context, source cluster.Node) error {
+	return d.pg.Rewind(ctx, d.host.Upstream(source), d.progress("rewind"))
+}
+
+func (d directory) Clone(ctx context.Context, source cluster.Node, progress func(string)) error {
+	return d.pg.Clone(ctx, d.host.Upstream(source), progress)
+}
+
+func (d directory) progress(what string) func(string) {
+	return func(s string) { d.host.Log.Info(what, "progress", s) }
+}
+
+// units is the unit manager, in the handler's words.
+type units struct{ node.Units }
+
+func (u units) Kill(ctx context.Context, unit string) error {
+	return u.Units.Kill(ctx, unit, syscall.SIGKILL)
+}
+
+func (u units) Running(ctx context.Context, unit string) (cluster.Tri, error) {
+	s, err := u.State(ctx, unit)
+	return s.Active, err
+}

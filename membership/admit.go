@@ -1,0 +1,127 @@
+package membership
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/understudy-ha/understudy/api"
+	"github.com/understudy-ha/understudy/certs"
+	"github.com/understudy-ha/understudy/cluster"
+	"github.com/understudy-ha/understudy/registry"
+)
+
+// Admitter lets new members in, on any manager.
+type Admitter struct {
+	Certs    certs.Dir
+	Registry *registry.Client
+	Version  string
+	Log      *slog.Logger
+}
+
+// Admit checks the token and the newcomer, signs its certificate and makes it a
+// member. The same newcomer may ask again with the same token.
+func (a Admitter) Admit(ctx context.Context, r api.JoinRequest) (api.JoinReply, error) {
+	view, err := a.Registry.View(ctx)
+	if err != nil {
+		return api.JoinReply{}, err
+	}
+	if err := a.fits(view, r.Node); err != nil {
+		return api.JoinReply{}, err
+	}
+	key, err := certs.RequestKey(r.CSR)
+	if err != nil {
+		return api.JoinReply{}, api.Errorf(http.StatusBadRequest, api.CodeBadRequest, "%v", err)
+	}
+	use := registry.TokenUse{Node: r.Node.Name, Kind: r.Node.Kind, Key: key}
+	matches := func(hash string) bool { return certs.SecretMatches(hash, r.Secret) }
+	if err := a.Registry.UseToken(ctx, r.TokenID, matches, use, time.Now()); errors.Is(err, registry.ErrNameTaken) {
+		return api.JoinReply{}, nameTaken(r.Node.Name)
+	} else if err != nil {
+		return api.JoinReply{}, tokenError(err)
+	}
+	reply, err := a.sign(view, r)
+	if err != nil {
+		return api.JoinReply{}, err
+	}
+	r.Node.Fingerprint, err = certs.Fingerprint(reply.Certificate)
+	if err != nil {
+		return api.JoinReply{}, err
+	}
+	if err := a.Registry.AddNode(ctx, r.Node); errors.Is(err, registry.ErrNameTaken) {
+		return api.JoinReply{}, nameTaken(r.Node.Name)
+	} else if err != nil {
+		return api.JoinReply{}, err
+	}
+	a.Log.Info("admitted", "newcomer", r.Node.Name, "address", r.Node.Address, "kind", string(r.Node.Kind))
+	return reply, nil
+}
+
+// fits refuses a newcomer that could not work with the members there are.
+func (a Admitter) fits(view cluster.View, n cluster.Node) error {
+	if err := cluster.CheckName(n.Name); err != nil {
+		return api.Errorf(http.StatusBadRequest, api.CodeBadRequest, "%v", err)
+	}
+	if err := cluster.CheckAddress(n.Address); err != nil {
+		return api.Errorf(http.StatusBadRequest, api.CodeBadRequest, "%v", err)
+	}
+	if n.Version != a.Version {
+		return api.Errorf(http.StatusConflict, api.CodeIncompatible,
+			"the cluster runs understudy %s, this host %s; install the same version", a.Version, n.Version)
+	}
+	active := view.Nodes[view.NextMaster.Node]
+	if n.Kind == cluster.Manager && n.PostgresVer != active.PostgresVer {
+		return api.Errorf(http.StatusConflict, api.CodeIncompatible,
+			"the cluster runs PostgreSQL %d, this host %d; install the same major version", active.PostgresVer, n.PostgresVer)
+	}
+	for _, m := range view.Nodes {
+		if m.Name != n.Name && m.Address == n.Address {
+			return api.Errorf(http.StatusConflict, api.CodeNameTaken, "the address %s is in use by the member %s", n.Address, m.Name)
+		}
+		if m.Name == n.Name && m.Address != n.Address {
+			return nameTaken(n.Name)
+		}
+	}
+	return nil
+}
+
+func nameTaken(name string) error {
+	return api.Errorf(http.StatusConflict, api.CodeNameTaken, "the name %s is in use by another member; give another with --cluster-node-name", name)
+}
+
+// sign gathers what the newcomer gets. A runner gets no CA key.
+func (a Admitter) sign(view cluster.View, r api.JoinRequest) (reply api.JoinReply, err error) {
+	if reply.Certificate, err = a.Certs.Sign(r.CSR, r.Node.Name, r.Node.Address); err != nil {
+		return reply, api.Errorf(http.StatusBadRequest, api.CodeBadRequest, "%v", err)
+	}
+	if reply.CA, err = a.Certs.CA(); err != nil {
+		return reply, err
+	}
+	if reply.GossipKey, err = a.Certs.GossipKey(); err != nil {
+		return reply, err
+	}
+	if r.Node.Kind == cluster.Manager {
+		if reply.CAKey, err = a.Certs.CAKey(); err != nil {
+			return reply, err
+		}
+	}
+	reply.Info, reply.Active = *view.Info, view.Leader.Node
+	for _, m := range view.Nodes {
+		if m.Name != r.Node.Name {
+			reply.Members = append(reply.Members, m)
+		}
+	}
+	return reply, nil
+}
+
+// tokenError says in the API's words why a token does not let anybody in.
+func tokenError(err error) error {
+	for _, known := range []error{registry.ErrTokenUnknown, registry.ErrTokenExpired, registry.ErrTokenUsed, registry.ErrTokenOther} {
+		if errors.Is(err, known) {
+			return api.Errorf(http.StatusForbidden, api.CodeToken, "%v; 'understudy cluster token create' on a member makes a new one", err)
+		}
+	}
+	return err
+}

@@ -1,0 +1,186 @@
+package membership
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+
+	"github.com/understudy-ha/understudy/api"
+	"github.com/understudy-ha/understudy/certs"
+	"github.com/understudy-ha/understudy/cluster"
+	"github.com/understudy-ha/understudy/node"
+	"github.com/understudy-ha/understudy/pgrepl"
+)
+
+// Join makes this host, which must be empty, a standby of the cluster that the
+// manager at r.Contact belongs to. It may be repeated with the same token until
+// it has ended well; after that it is refused with ErrMember.
+func Join(ctx context.Context, h *node.Host, r Request, show Progress, progress func(string)) error {
+	if err := cluster.CheckOptions(r.Options, true); err != nil {
+		return err
+	}
+	id, secret, pin, err := certs.DecodeToken(r.Token)
+	if err != nil {
+		return err
+	}
+	contact, err := contactAddress(h, r.Contact)
+	if err != nil {
+		return err
+	}
+	if err := begin(h, "join", r); err != nil {
+		return err
+	}
+	h.Record.Node.Options = r.Options
+	j := joining{h: h, contact: contact, pin: pin, tokenID: id, secret: secret, progress: progress}
+	return run(ctx, h, []step{
+		{"check this host", j.check},
+		{"ask to be let in", j.admission},
+		{"configure PostgreSQL", j.postgres},
+		{"start Consul", func(ctx context.Context) error { return startConsul(ctx, h) }},
+		{"clone the database", j.clone},
+		{"start the daemons", func(ctx context.Context) error { return startDaemons(ctx, h) }},
+		{"follow the active node", func(ctx context.Context) error {
+			return awaitState(ctx, h, func(r cluster.Report) bool { return r.Open || r.State == cluster.Standby && r.Streaming })
+		}},
+	}, show)
+}
+
+// contactAddress takes an IP, or IP:port, of a member.
+func contactAddress(h *node.Host, s string) (string, error) {
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		host, port = s, strconv.Itoa(h.Config.APIPort())
+	}
+	if err := cluster.CheckAddress(host); err != nil {
+		return "", fmt.Errorf("ADDRESS: %w", err)
+	}
+	return net.JoinHostPort(host, port), nil
+}
+
+type joining struct {
+	h               *node.Host
+	contact, pin    string
+	tokenID, secret string
+	progress        func(string)
+}
+
+// check refuses a host that has anything to lose.
+func (j *joining) check(ctx context.Context) error {
+	if err := preflight(ctx, j.h); err != nil {
+		return err
+	}
+	if err := emptyFolders(j.h); err != nil {
+		return err
+	}
+	pg, err := j.h.Postgres()
+	if err != nil {
+		return err
+	}
+	defer pg.Close()
+	what, err := pg.InUse(ctx)
+	if errors.Is(err, pgrepl.ErrNotRunning) {
+		if err := j.h.Units().Start(ctx, j.h.Config.Postgres.Unit); err != nil {
+			return err
+		}
+		err = await(ctx, func(ctx context.Context) (bool, string) {
+			what, err = pg.InUse(ctx)
+			return err == nil, fmt.Sprint(err)
+		})
+	}
+	if err != nil {
+		return err
+	}
+	if what != "" {
+		return fmt.Errorf("%w: its PostgreSQL holds %s; joining would replace it. Save it, make the database new, and join again", ErrNotEmpty, what)
+	}
+	return nil
+}
+
+// admission shows the token, and keeps the certificate and what goes with it.
+func (j *joining) admission(ctx context.Context) error {
+	d, rec := j.h.Certs, &j.h.Record
+	csr, err := d.Request(rec.Node.Name, rec.Node.Address)
+	if err != nil {
+		return err
+	}
+	reply, err := node.Contact(j.pin).Join(ctx, j.contact, api.JoinRequest{TokenID: j.tokenID, Secret: j.secret, CSR: csr, Node: rec.Node})
+	if err != nil {
+		return err
+	}
+	if err := d.Install(reply.CA, reply.Certificate); err != nil {
+		return err
+	}
+	if err := d.InstallGossipKey(reply.GossipKey); err != nil {
+		return err
+	}
+	if len(reply.CAKey) > 0 {
+		if err := d.InstallCAKey(reply.CAKey); err != nil {
+			return err
+		}
+	}
+	rec.Node.Fingerprint, err = certs.Fingerprint(reply.Certificate)
+	if err != nil {
+		return err
+	}
+	rec.Info, rec.Members = reply.Info, nil
+	for _, m := range reply.Members {
+		rec.Members = append(rec.Members, m.Address)
+		if m.Name == reply.Active {
+			rec.Active = m
+		}
+	}
+	return nil
+}
+
+func (j *joining) postgres(ctx context.Context) error {
+	pg, err := j.h.Postgres()
+	if err != nil {
+		return err
+	}
+	defer pg.Close()
+	unit := j.h.Config.Postgres.Unit
+	if err := j.h.Units().Stop(ctx, unit); err != nil {
+		return err
+	}
+	if err := pg.Prepare(ctx); err != nil {
+		return err
+	}
+	return j.h.Units().Enable(ctx, unit)
+}
+
+// clone copies the database of whoever is active by now.
+func (j *joining) clone(ctx context.Context) error {
+	pg, err := j.h.Postgres()
+	if err != nil {
+		return err
+	}
+	defer pg.Close()
+	if pg.Complete() {
+		return nil
+	}
+	if err := j.h.Units().Stop(ctx, j.h.Config.Postgres.Unit); err != nil {
+		return err
+	}
+	reg, err := j.h.Registry()
+	if err != nil {
+		return err
+	}
+	defer reg.Close()
+	view, err := reg.View(ctx)
+	if err != nil {
+		return err
+	}
+	if err := node.SameCluster(j.h.Record, view); err != nil {
+		return err
+	}
+	active, ok := view.Nodes[view.Leader.Node]
+	if !ok || !view.Leader.Held {
+		return errors.New("the cluster has no active node at the moment to clone from; repeat the command when it has")
+	}
+	if err := pg.Clone(ctx, j.h.Upstream(active), j.progress); err != nil {
+		return err
+	}
+	return j.h.Units().Start(ctx, j.h.Config.Postgres.Unit)
+}

@@ -1,0 +1,138 @@
+package membership
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/understudy-ha/understudy/api"
+	"github.com/understudy-ha/understudy/cluster"
+	"github.com/understudy-ha/understudy/node"
+	"github.com/understudy-ha/understudy/packaging"
+	"github.com/understudy-ha/understudy/registry"
+)
+
+// Removal takes a member out of the cluster.
+type Removal struct {
+	Registry *registry.Client
+	Peers    *api.Client
+	By       string // who removes, for the tombstone
+	Force    bool   // although the member is active and nobody can take over
+}
+
+// ErrLast is the error of removing the only member.
+var ErrLast = errors.New("it is the last member; a cluster of none cannot be kept")
+
+// Remove takes name out for good. The active node hands over first. It may be
+// repeated when it was interrupted.
+func (r Removal) Remove(ctx context.Context, view cluster.View, name string, show Progress) error {
+	if len(view.Nodes) == 1 {
+		return fmt.Errorf("remove %s: %w", name, ErrLast)
+	}
+	n := view.Nodes[name]
+	for _, s := range []step{
+		{"hand over", func(ctx context.Context) error { return r.handOver(ctx, view, name) }},
+		{"write the tombstone", func(ctx context.Context) error { return r.Registry.RemoveNode(ctx, name, r.By) }},
+		{"let the node withdraw", func(ctx context.Context) error { return r.withdraw(ctx, n) }},
+		{"take it out of Consul", func(ctx context.Context) error { return r.Registry.RemovePeer(ctx, name) }},
+	} {
+		show(s.name, false, nil)
+		err := s.do(ctx)
+		show(s.name, true, err)
+		if err != nil {
+			return fmt.Errorf("remove %s: %s: %w", name, s.name, err)
+		}
+	}
+	return nil
+}
+
+// handOver moves activity to the first other manager that takes it.
+func (r Removal) handOver(ctx context.Context, view cluster.View, name string) error {
+	if view.Leader.Node != name || !view.Leader.Held {
+		return nil
+	}
+	var refused []error
+	for _, other := range slices.Sorted(maps.Keys(view.Nodes)) {
+		if other == name {
+			continue
+		}
+		err := r.Peers.SetActive(ctx, view.Nodes[name], other)
+		if err == nil {
+			return r.served(ctx, name)
+		}
+		refused = append(refused, err)
+	}
+	if r.Force {
+		return nil
+	}
+	return fmt.Errorf("%s is active and no other node can take over: %w; --force removes it all the same", name, errors.Join(refused...))
+}
+
+// served waits until another node than name is active.
+func (r Removal) served(ctx context.Context, name string) error {
+	return await(ctx, func(ctx context.Context) (bool, string) {
+		view, err := r.Registry.View(ctx)
+		if err != nil {
+			return false, err.Error()
+		}
+		l := view.Leader
+		return l.Held && l.Ready && l.Node != name, "no other node is active yet"
+	})
+}
+
+// withdrawWithin is how long a removed node that answers has to stop its part.
+const withdrawWithin = 30 * time.Second
+
+// withdraw waits until a node that can be reached has seen its removal and
+// stopped, so that Consul is not taken from under it. One that cannot be
+// reached is told when it comes back.
+func (r Removal) withdraw(ctx context.Context, n cluster.Node) error {
+	ctx, cancel := context.WithTimeout(ctx, withdrawWithin)
+	defer cancel()
+	for missed := 0; missed < 3; {
+		report, err := r.Peers.Report(ctx, n)
+		switch {
+		case err != nil:
+			missed++
+		case report.Departed:
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// Depart is the removed node's own part: it leaves Consul gracefully, so that it
+// counts for no majority any more, and disables the daemons but handler-runner,
+// which goes on telling that the node was removed. It may be repeated.
+func Depart(ctx context.Context, h *node.Host, reg *registry.Client) error {
+	if h.Record.Removed {
+		return nil
+	}
+	units := h.Units()
+	for _, u := range packaging.Daemons() {
+		if u == consulUnit || u == handlerUnit {
+			continue
+		}
+		if err := errors.Join(units.Disable(ctx, u), units.Stop(ctx, u)); err != nil {
+			return err
+		}
+	}
+	if s, err := units.State(ctx, consulUnit); err != nil || s.Active != cluster.No {
+		if err := reg.Leave(ctx); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(units.Disable(ctx, consulUnit), units.Stop(ctx, consulUnit)); err != nil {
+		return err
+	}
+	h.Record.Removed = true
+	return h.Record.Save(h.Layout.Membership())
+}

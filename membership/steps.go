@@ -1,0 +1,144 @@
+// Package membership makes a host a member of a cluster and takes it out again.
+// Each command is a list of steps. A step may be repeated, and how far a command
+// came is on disk, so the same command goes on where it was interrupted. The
+// code is the same for real hosts and for dev mode.
+package membership
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/understudy-ha/understudy/cluster"
+	"github.com/understudy-ha/understudy/config"
+	"github.com/understudy-ha/understudy/node"
+)
+
+// ErrMember is the error of start and join on a host that is a member already.
+var ErrMember = errors.New("this host is already a member of a cluster")
+
+// Progress shows a step when it begins, and again when it is done.
+type Progress func(step string, done bool, err error)
+
+type step struct {
+	name string // as people read it: "clone the database"
+	do   func(ctx context.Context) error
+}
+
+// run does the steps that are not done yet and keeps the record after each.
+func run(ctx context.Context, h *node.Host, steps []step, show Progress) error {
+	for _, s := range steps {
+		if slices.Contains(h.Record.Done, s.name) {
+			continue
+		}
+		show(s.name, false, nil)
+		err := ctx.Err()
+		if err == nil {
+			err = s.do(ctx)
+		}
+		show(s.name, true, err)
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+		h.Record.Done = append(h.Record.Done, s.name)
+		if err := h.Record.Save(h.Layout.Membership()); err != nil {
+			return err
+		}
+	}
+	h.Record.Member = true
+	return h.Record.Save(h.Layout.Membership())
+}
+
+// Request is what an operator asked for. Empty fields have defaults.
+type Request struct {
+	Name    string       // default: made of the address
+	Address string       // IP that the other members reach; default: node.address
+	Kind    cluster.Kind // join
+	Options cluster.Options
+	Token   string // join
+	Contact string // join: IP, or IP:port of the API, of a member
+}
+
+// begin fills the record of a host on which start or join has not come far, and
+// refuses what does not go with what was begun.
+func begin(h *node.Host, command string, r Request) error {
+	rec := &h.Record
+	if rec.Removed {
+		*rec = node.Record{}
+	}
+	if rec.Member {
+		return fmt.Errorf("%w: it is %s", ErrMember, rec.Node.Name)
+	}
+	if rec.Command != "" && rec.Command != command {
+		return fmt.Errorf("an unfinished 'understudy cluster %s' is on this host; repeat that command to finish it", rec.Command)
+	}
+	n, err := identity(h, r)
+	if err != nil {
+		return err
+	}
+	if rec.Command == command && (rec.Node.Name != n.Name || rec.Node.Address != n.Address) {
+		if r.Name != "" && r.Name != rec.Node.Name || r.Address != "" && r.Address != rec.Node.Address {
+			return fmt.Errorf("an unfinished 'understudy cluster %s' as %s at %s is on this host; repeat it with that name and address", command, rec.Node.Name, rec.Node.Address)
+		}
+		return nil
+	}
+	rec.Command, rec.Node = command, n
+	return rec.Save(h.Layout.Membership())
+}
+
+// identity works out what this host is called and where it is reached.
+func identity(h *node.Host, r Request) (cluster.Node, error) {
+	n := cluster.Node{
+		Name: r.Name, Address: r.Address, Kind: h.Config.Node.Kind, Version: node.Version,
+		Ports: cluster.Ports{API: h.Config.APIPort(), Status: h.Config.StatusPort(), Postgres: h.Config.Postgres.Port, FileSync: config.FileSyncPort},
+	}
+	if r.Kind != "" {
+		n.Kind = r.Kind
+	}
+	if n.Address == "" {
+		n.Address = h.Config.Node.Address
+	}
+	if n.Address == "" {
+		return n, errors.New("no address is known for this host: give --cluster-host-ip, an IP address that the other members reach")
+	}
+	if err := cluster.CheckAddress(n.Address); err != nil {
+		return n, fmt.Errorf("--cluster-host-ip: %w", err)
+	}
+	if n.Name == "" {
+		n.Name = h.Config.Node.Name
+	}
+	if n.Name == "" {
+		n.Name = nameOf(n.Address)
+	}
+	return n, cluster.CheckName(n.Name)
+}
+
+// nameOf makes a name up that is the same whenever it is made up again.
+func nameOf(address string) string {
+	name := []byte("node-" + address)
+	for i, c := range name {
+		if c == '.' || c == ':' {
+			name[i] = '-'
+		}
+	}
+	return string(name)
+}
+
+// await polls until done says so, and tells its last word when ctx ends first.
+func await(ctx context.Context, done func(ctx context.Context) (bool, string)) error {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		ok, status := done(ctx)
+		if ok {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w; at last: %s", context.Cause(ctx), status)
+		case <-tick.C:
+		}
+	}
+}

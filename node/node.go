@@ -1,0 +1,214 @@
+// Package node is one host: its configuration, its paths, who it is in the
+// cluster, and the adapters to what runs on it. The commands and daemons open it
+// and hand its adapters on.
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/understudy-ha/understudy/api"
+	"github.com/understudy-ha/understudy/certs"
+	"github.com/understudy-ha/understudy/cluster"
+	"github.com/understudy-ha/understudy/config"
+	"github.com/understudy-ha/understudy/pgrepl"
+	"github.com/understudy-ha/understudy/registry"
+	"github.com/understudy-ha/understudy/services"
+	"github.com/understudy-ha/understudy/statefile"
+)
+
+// Version of understudy, set when it is built.
+var Version = "dev"
+
+// Host is one host.
+type Host struct {
+	Config config.Config
+	Layout config.Layout
+	Certs  certs.Dir
+	Record Record // empty on a host that is not a member
+	Log    *slog.Logger
+}
+
+// Open reads the configuration and the membership of the host under root. The
+// log goes to standard error, for journald, and to the cluster's log file.
+func Open(root, component string) (*Host, error) {
+	h, err := read(root)
+	if err != nil {
+		return nil, err
+	}
+	h.Log = slog.New(slog.NewTextHandler(h.logs(), nil)).With("component", component, "node", h.Record.Node.Name)
+	return h, nil
+}
+
+// OpenQuiet is Open for a command: it logs warnings only, to standard error.
+func OpenQuiet(root string) (*Host, error) {
+	h, err := read(root)
+	if err != nil {
+		return nil, err
+	}
+	h.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	return h, nil
+}
+
+// OpenMember is Open for what makes sense on a member only: anywhere else the
+// error wraps ErrNotMember.
+func OpenMember(root, component string) (*Host, error) {
+	h, err := Open(root, component)
+	if err == nil && h.Record.Node.Name == "" {
+		err = ErrNotMember
+	}
+	return h, err
+}
+
+func read(root string) (*Host, error) {
+	conf, err := config.Load(root)
+	if err != nil {
+		return nil, err
+	}
+	h := &Host{Config: conf, Layout: config.Paths(root)}
+	h.Certs = certs.Dir(h.Layout.SSL)
+	h.Record, err = LoadRecord(h.Layout.Membership())
+	return h, err
+}
+
+// logs is standard error and, where it can be written, cluster.log.
+func (h *Host) logs() io.Writer {
+	if err := os.MkdirAll(h.Layout.Log, 0o755); err != nil {
+		return os.Stderr
+	}
+	f, err := os.OpenFile(filepath.Join(h.Layout.Log, "cluster.log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
+	if err != nil {
+		return os.Stderr
+	}
+	return io.MultiWriter(os.Stderr, f)
+}
+
+// Agent is the configuration of the local Consul agent.
+func (h *Host) Agent() (registry.AgentConfig, error) {
+	gossip, err := h.Certs.GossipKey()
+	if err != nil {
+		return registry.AgentConfig{}, err
+	}
+	n := h.Record.Node
+	return registry.AgentConfig{
+		Name: n.Name, Address: n.Address, Kind: n.Kind, DataDir: h.Layout.ConsulData(),
+		Bootstrap: h.Record.Command == "start", Join: h.Record.Members, GossipKey: gossip,
+		CAFile: h.Certs.CAFile(), CertFile: h.Certs.CertFile(), KeyFile: h.Certs.KeyFile(),
+		RaftMultiplier: int(h.Record.Info.Options.Int("consul_raft_multiplier")),
+	}, nil
+}
+
+// Registry connects to the local Consul agent.
+func (h *Host) Registry() (*registry.Client, error) {
+	agent := registry.AgentConfig{Address: h.Record.Node.Address}
+	conf, err := h.Certs.ClientTLS(h.Record.Node.Name)
+	if err != nil {
+		return nil, err
+	}
+	return registry.Open(registry.Config{Address: agent.APIAddress(), TLS: conf})
+}
+
+// Postgres is the server on this host.
+func (h *Host) Postgres() (*pgrepl.Server, error) {
+	c, n := h.Config.Postgres, h.Record.Node
+	return pgrepl.New(pgrepl.Config{
+		BinDir: c.BinDir, DataDir: c.DataDir, ConfigFile: c.ConfigFile, Port: c.Port, Address: n.Address,
+		SocketDir: h.SocketDir(), SystemUser: c.User, NodeName: n.Name, SSLDir: h.Layout.SSL,
+		Parameters: c.Parameters, Logger: h.Log,
+	})
+}
+
+// SocketDir is where PostgreSQL makes its socket. The path of a socket is
+// limited to 107 bytes, so a node under a long root uses a short one elsewhere.
+func (h *Host) SocketDir() string { return filepath.Join(h.Layout.Run, "postgresql") }
+
+// Upstream is a member as PostgreSQL connects to it.
+func (h *Host) Upstream(n cluster.Node) pgrepl.Upstream {
+	return pgrepl.Upstream{Name: n.Name, Address: n.Address, Port: n.Ports.Postgres, SystemID: h.Record.Info.SystemID}
+}
+
+// Units starts, stops and observes the units of the host.
+type Units interface {
+	Start(ctx context.Context, unit string) error
+	Stop(ctx context.Context, unit string) error
+	Kill(ctx context.Context, unit string, sig syscall.Signal) error
+	State(ctx context.Context, unit string) (services.State, error)
+	Enable(ctx context.Context, units ...string) error
+	Disable(ctx context.Context, units ...string) error
+}
+
+// Units connects to systemd, or to the init of a dev node.
+func (h *Host) Units() Units {
+	if h.Config.Services.Manager == "exec" {
+		return services.NewExec(h.Layout.InitSocket())
+	}
+	return services.NewSystemd()
+}
+
+// Peers calls the other members' API.
+func (h *Host) Peers() (*api.Client, error) {
+	conf, err := h.Certs.ClientTLS("")
+	if err != nil {
+		return nil, err
+	}
+	return api.NewClient(conf), nil
+}
+
+// Contact is a client for a manager that only the pin of a token vouches for.
+func Contact(pin string) *api.Client { return api.NewClient(certs.BootstrapTLS(pin)) }
+
+// ServerTLS is for this node's API.
+func (h *Host) ServerTLS() (*tls.Config, error) { return h.Certs.ServerTLS() }
+
+// Verdict is what consul-watcher judged lately; unknown where it is old.
+func (h *Host) Verdict() cluster.VerdictReport {
+	v, err := statefile.Read[cluster.VerdictReport](h.Layout.Verdict())
+	if err != nil || time.Since(v.At) > config.StaleAfter {
+		return cluster.VerdictReport{}
+	}
+	return v
+}
+
+// Files is what file-sync wrote lately; an error where it is missing or old.
+func (h *Host) Files() (cluster.FilesReport, error) {
+	f, err := statefile.Read[cluster.FilesReport](h.Layout.Files())
+	if err == nil && time.Since(f.At) > config.StaleAfter {
+		err = errors.New("file-sync has not reported lately")
+	}
+	return f, err
+}
+
+// Folders are the synced folders of the host, by a name that is the same on all
+// members.
+func (h *Host) Folders() map[string]config.Folder {
+	out := map[string]config.Folder{}
+	for _, f := range h.Config.Files {
+		rel, err := filepath.Rel(h.Layout.Root, f.Path)
+		if err != nil {
+			rel = f.Path
+		}
+		out[strings.ReplaceAll(rel, "/", "-")] = f
+	}
+	return out
+}
+
+// BasicAuth is the user:password that /status asks for, empty for none.
+func (h *Host) BasicAuth() (string, error) {
+	if h.Config.Status.BasicAuthFile == "" {
+		return "", nil
+	}
+	text, err := os.ReadFile(h.Config.Status.BasicAuthFile)
+	if err != nil {
+		return "", fmt.Errorf("read status.basic_auth_file: %w", err)
+	}
+	return strings.TrimSpace(string(text)), nil
+}
