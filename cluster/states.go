@@ -102,6 +102,10 @@ func (o Observation) invited() bool {
 	return o.Calling() == Lead && o.View.NextMaster.Epoch > o.LeaseEpoch
 }
 
+// locked says that the lock was taken for the epoch that is in force, whether or
+// not it is still held.
+func (o Observation) locked() bool { return o.LeaseEpoch == o.View.NextMaster.Epoch }
+
 // vacant says that an election is due: nobody holds the lock, and the node that
 // is named has either had it and lost it, or has not come for it in time.
 func (o Observation) vacant() bool {
@@ -159,7 +163,11 @@ func Transitions() []Transition {
 			return leads(o) && o.Attempt != No && o.Primary == Yes && o.View.Leader.Ready && o.View.Leader.Node == o.Self && o.View.Leader.Epoch == o.LeaseEpoch
 		}, []Action{StartLeaderUnits},
 			"open to clients on the new timeline"},
-		{Promoting, Fenced, member(func(o Observation) bool { return !leads(o) || o.Attempt == No }), []Action{StopLeaderUnits, Fence, Release},
+		{Promoting, Standby, member(func(o Observation) bool { return !o.locked() && o.Calling() != Lead && o.Primary != Yes }), nil,
+			"passed over before it had the lock"},
+		{Promoting, Fenced, member(func(o Observation) bool {
+			return o.locked() && (!leads(o) || o.Attempt == No) || !o.locked() && o.Primary == Yes
+		}), []Action{StopLeaderUnits, Fence, Release},
 			"the lock was lost, another node is named, or the promotion has failed"},
 		{Active, Fenced, member(func(o Observation) bool { return !leads(o) || o.Primary == No || o.Running == No }), []Action{Fence, StopLeaderUnits, Release},
 			"the lease has ended, another node is named, or PostgreSQL is no primary any more"},
@@ -226,6 +234,8 @@ func duty(o Observation) ([]Action, string) {
 	switch {
 	case o.State == Active:
 		return []Action{StartAlwaysUnits, StartLeaderUnits, Maintain}, "active"
+	case o.State == Promoting && o.invited() && o.LockFree() && o.following():
+		return []Action{StartAlwaysUnits, Promote}, "about to take the lock"
 	case o.State == Promoting:
 		return nil, "promotion under way"
 	case o.Primary == Yes:

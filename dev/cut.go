@@ -11,8 +11,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
+	"time"
 
-	"github.com/understudy-ha/understudy/services/proctree"
 	"github.com/understudy-ha/understudy/statefile"
 )
 
@@ -233,7 +234,7 @@ func (c *Cluster) cgroup(n Node) string {
 
 // dropCgroups deletes the control groups. That one is empty also shows that no
 // process of the node is left.
-func (c *Cluster) dropCgroups() error {
+func (c *Cluster) dropCgroups(ctx context.Context) error {
 	parent := ""
 	for _, n := range c.Nodes {
 		dir := c.cgroup(n)
@@ -241,31 +242,31 @@ func (c *Cluster) dropCgroups() error {
 			return nil
 		}
 		parent = filepath.Dir(dir)
-		if err := removeEmpty(dir); err != nil {
+		if err := removeCgroup(ctx, dir); err != nil {
 			return err
 		}
 	}
-	return removeEmpty(parent)
+	return removeCgroup(ctx, parent)
 }
 
-func removeEmpty(dir string) error {
-	procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("read control group: %w", err)
-	}
-	for _, pid := range strings.Fields(string(procs)) {
-		var n int
-		if _, err := fmt.Sscan(pid, &n); err == nil {
-			if p, ok := proctree.Read(n); ok && p.State != 'Z' {
-				return fmt.Errorf("process %s is left in %s", pid, dir)
-			}
+// removeCgroup deletes a control group, once the last process that is ending in
+// it has ended.
+func removeCgroup(ctx context.Context, dir string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	for {
+		err := os.Remove(dir)
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if !errors.Is(err, syscall.EBUSY) {
+			return fmt.Errorf("delete control group: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			procs, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+			return fmt.Errorf("delete control group: processes %q are left in %s", strings.Fields(string(procs)), dir)
+		case <-time.After(5 * time.Millisecond):
 		}
 	}
-	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("delete control group: %w", err)
-	}
-	return nil
 }

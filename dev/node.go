@@ -202,7 +202,7 @@ func Down(ctx context.Context, dir string, keep bool) error {
 	if err := errors.Join(failed...); err != nil {
 		return fmt.Errorf("take down %s: %w", c.Dir, err)
 	}
-	if err := c.dropCgroups(); err != nil {
+	if err := c.dropCgroups(ctx); err != nil {
 		return fmt.Errorf("take down %s: %w", c.Dir, err)
 	}
 	if keep {

@@ -2,7 +2,10 @@ package filesync
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -11,6 +14,7 @@ import (
 	"github.com/syncthing/syncthing/lib/protocol"
 
 	"github.com/understudy-ha/understudy/cluster"
+	"github.com/understudy-ha/understudy/statefile"
 )
 
 // configure sets everything that depends on the engine's options and state.
@@ -53,13 +57,10 @@ func (e *Engine) folderConfig(f *folder, sharing []config.FolderDeviceConfigurat
 	}
 	return config.FolderConfiguration{
 		ID: f.ID, Path: f.Path, Type: kind, Devices: slices.Clone(sharing),
-		FilesystemType:   config.FilesystemType(f.kind),
-		MarkerName:       markerName(f.ID),
-		RescanIntervalS:  max(1, int(e.opts.RescanInterval/time.Second)),
-		FSWatcherEnabled: true,
-		// Syncthing counts in whole seconds and takes a fraction for "at once".
-		FSWatcherDelayS:       max(0.01, e.opts.WatchDelay.Seconds()),
-		FSWatcherTimeoutS:     max(2, 2*e.opts.WatchDelay.Seconds()),
+		FilesystemType:        config.FilesystemType(f.kind),
+		MarkerName:            markerName(f.ID),
+		RescanIntervalS:       max(1, int(e.opts.RescanInterval/time.Second)),
+		FSWatcherEnabled:      false, // see watch.go
 		MaxConflicts:          -1,
 		MinDiskFree:           config.Size{Value: 1, Unit: "%"},
 		SyncOwnership:         e.opts.Ownership,
@@ -135,20 +136,44 @@ func (e *Engine) restarted() {
 	}
 }
 
+// peersFile is where the peers are kept: Syncthing forgets what it knows of a
+// device that a folder is not shared with, and would have to hear all of it
+// again after every start.
+func peersFile(stateDir string) string { return filepath.Join(stateDir, "peers.json") }
+
+// readPeers returns the peers that were set last; none is no error.
+func readPeers(stateDir string) ([]peer, error) {
+	kept, err := statefile.Read[[]Peer](peersFile(stateDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return parsePeers(kept)
+}
+
+// parsePeers returns the peers in order of their devices.
+func parsePeers(list []Peer) ([]peer, error) {
+	var peers []peer
+	for _, p := range list {
+		id, err := protocol.DeviceIDFromString(p.DeviceID)
+		if err != nil {
+			return nil, fmt.Errorf("device of peer %s: %w", p.Name, err)
+		}
+		peers = append(peers, peer{Peer: p, id: id})
+	}
+	slices.SortFunc(peers, func(a, b peer) int { return a.id.Compare(b.id) })
+	return peers, nil
+}
+
 // SetPeers says who the other members are. A peer that is left out is
 // disconnected and forgotten; one whose certificate is another is a new one.
 func (e *Engine) SetPeers(ctx context.Context, peers []Peer) error {
-	var next []peer
-	for _, p := range peers {
-		id, err := protocol.DeviceIDFromString(p.DeviceID)
-		if err != nil {
-			return fmt.Errorf("device of peer %s: %w", p.Name, err)
-		}
-		if id != e.self {
-			next = append(next, peer{Peer: p, id: id})
-		}
+	next, err := parsePeers(peers)
+	if err != nil {
+		return err
 	}
-	slices.SortFunc(next, func(a, b peer) int { return a.id.Compare(b.id) })
 	e.mu.Lock()
 	same := slices.EqualFunc(e.peers, next, func(a, b peer) bool { return a.Peer == b.Peer })
 	if !same {
@@ -157,6 +182,9 @@ func (e *Engine) SetPeers(ctx context.Context, peers []Peer) error {
 	e.mu.Unlock()
 	if same {
 		return nil
+	}
+	if err := statefile.Write(peersFile(e.opts.StateDir), peers); err != nil {
+		return err
 	}
 	return e.apply(ctx, true)
 }
@@ -259,7 +287,8 @@ func (e *Engine) inbound(id protocol.DeviceID) {
 		return
 	}
 	stats, _ := e.model.ConnectionStats()["connections"].(map[string]model.ConnectionStats)
-	if time.Since(stats[id.String()].Primary.StartedAt) < 5*time.Second {
+	started := stats[id.String()].Primary.StartedAt
+	if started.IsZero() || time.Since(started) < 5*time.Second {
 		return // both dialled at the same time
 	}
 	e.mu.Lock()

@@ -25,8 +25,12 @@ import (
 	"github.com/understudy-ha/understudy/cluster"
 )
 
-// Engine is a running Syncthing. It is made by Open, begins as a receiver
-// without peers, and must be closed. Its methods may be called at any time from
+// A connection that ends before Syncthing began to use it, a second after it
+// was made, waits in vain for its last message to be sent: not ten seconds.
+func init() { protocol.CloseTimeout = time.Second }
+
+// Engine is a running Syncthing. It is made by Open, begins as a receiver that
+// talks to nobody, and must be closed. Its methods may be called at any time from
 // any goroutine.
 type Engine struct {
 	opts    Options
@@ -75,8 +79,9 @@ type folder struct {
 	ready  bool // scanned in full since the latest
 	last   bool // see observation
 
-	tries int // of override or revert in a row
-	next  time.Time
+	watchErr error // the kernel gives no notice of changes
+	tries    int   // of override or revert in a row
+	next     time.Time
 }
 
 // Open starts Syncthing with the folders. A folder that this node sees for the
@@ -91,6 +96,9 @@ func Open(o Options) (*Engine, error) {
 		opts: o, log: o.Logger, self: protocol.NewDeviceID(o.Certificate.Certificate[0]),
 		poke: make(chan struct{}, 1), changed: make(chan struct{}, 1), done: make(chan struct{}),
 		role: Receiving, held: true, alone: true,
+	}
+	if e.peers, err = readPeers(o.StateDir); err != nil {
+		return nil, fmt.Errorf("open file sync: %w", err)
 	}
 	for _, f := range o.Folders {
 		if err := e.addFolder(f); err != nil {
@@ -158,33 +166,52 @@ func (e *Engine) start() error {
 
 	ctx, cancel := context.WithCancel(context.Background())
 	e.cancel = cancel
-	all := suture.New("file-sync", suture.Spec{PassThroughPanics: true})
-	for _, s := range []suture.Service{e.events, e.cfg, e.index, e.model, e.conns} {
-		all.Add(s)
-	}
-	stopped := all.ServeBackground(ctx)
-	sub := e.events.Subscribe(events.LocalIndexUpdated | events.RemoteIndexUpdated | events.StateChanged |
-		events.DeviceConnected | events.DeviceDisconnected | events.FolderErrors | events.FolderWatchStateChanged)
-	var ours sync.WaitGroup
-	ours.Go(func() { e.listen(ctx, sub) })
-	ours.Go(func() { e.tend(ctx) })
-	ours.Go(func() { e.thinOut(ctx) })
-	go func() {
-		err := <-stopped
-		cancel()
-		ours.Wait()
-		if ctx.Err() == nil || !errors.Is(err, context.Canceled) {
-			e.err = err
-		}
-		e.index.Close()
-		close(e.done)
-	}()
+	e.serve(ctx)
 	ready, enough := context.WithTimeout(ctx, 30*time.Second)
 	defer enough()
 	if err := e.apply(ready, true); err != nil {
 		return errors.Join(err, e.Close())
 	}
 	return nil
+}
+
+// serve runs Syncthing's services until ctx ends or one of them fails. Those
+// that the others call stop last: a service that ends tells it to them.
+func (e *Engine) serve(ctx context.Context) {
+	lowest, stop := context.WithCancel(context.Background())
+	base := supervise("file-sync base", e.events, e.cfg)
+	baseDone := base.ServeBackground(lowest)
+	top := supervise("file-sync", e.index, e.model, e.conns)
+	topDone := top.ServeBackground(ctx)
+
+	sub := e.events.Subscribe(events.LocalIndexUpdated | events.RemoteIndexUpdated | events.StateChanged |
+		events.DeviceConnected | events.DeviceDisconnected | events.FolderErrors)
+	var ours sync.WaitGroup
+	ours.Go(func() { e.listen(ctx, sub) })
+	ours.Go(func() { e.tend(ctx) })
+	ours.Go(func() { e.thinOut(ctx) })
+	for _, f := range e.folders {
+		ours.Go(func() { e.watch(ctx, f) })
+	}
+	go func() {
+		if err := <-topDone; ctx.Err() == nil {
+			e.err = err
+		}
+		e.cancel()
+		ours.Wait()
+		e.index.Close()
+		stop()
+		<-baseDone
+		close(e.done)
+	}()
+}
+
+func supervise(name string, services ...suture.Service) *suture.Supervisor {
+	s := suture.New(name, suture.Spec{PassThroughPanics: true})
+	for _, service := range services {
+		s.Add(service)
+	}
+	return s
 }
 
 // Close stops everything and waits for it. The index is left consistent.

@@ -255,10 +255,13 @@ func (s *site) report() cluster.FilesReport {
 
 func (s *site) path(name string) string { return filepath.Join(s.opts.Folders[0].Path, name) }
 
+// write replaces a file at one stroke, so that no half of it is synchronised.
 func (s *site) write(name, text string) {
 	s.t.Helper()
-	ok(s.t, os.MkdirAll(filepath.Dir(s.path(name)), 0o755))
-	ok(s.t, os.WriteFile(s.path(name), []byte(text), 0o644))
+	beside := s.path(name) + ".ignored"
+	ok(s.t, os.MkdirAll(filepath.Dir(beside), 0o755))
+	ok(s.t, os.WriteFile(beside, []byte(text), 0o644))
+	ok(s.t, os.Rename(beside, s.path(name)))
 }
 
 // read returns a file's content, or "-" where there is none.
@@ -272,7 +275,16 @@ func (s *site) read(name string) string {
 
 // kept returns the contents of the kept versions of a file, links as their
 // target, in one of the halves or, with "", in both; oldest first.
-func (s *site) kept(half, name string) (texts []string) {
+func (s *site) kept(half, name string) []string {
+	return s.keptWhere(half, func(base string) bool { return base == name })
+}
+
+// keptLike is kept for every file whose name begins like that.
+func (s *site) keptLike(half, name string) []string {
+	return s.keptWhere(half, func(base string) bool { return strings.HasPrefix(base, name) })
+}
+
+func (s *site) keptWhere(half string, wanted func(string) bool) (texts []string) {
 	root := filepath.Join(s.opts.StateDir, "versions", "data")
 	err := filepath.WalkDir(filepath.Join(root, half), func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -284,7 +296,7 @@ func (s *site) kept(half, name string) (texts []string) {
 		rel, _ := filepath.Rel(root, path)
 		_, rel, _ = strings.Cut(rel, "/")
 		base, _, isVersion := keptAt(rel)
-		if !isVersion || base != name {
+		if !isVersion || !wanted(base) {
 			return nil
 		}
 		switch {

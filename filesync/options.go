@@ -38,8 +38,7 @@ type Options struct {
 	RescanInterval time.Duration
 
 	// WatchDelay is how long notices of the kernel are collected before the
-	// paths are read, in whole seconds; less than a second means at once.
-	// Zero is at once.
+	// paths are read. Zero means 50 milliseconds.
 	WatchDelay time.Duration
 
 	// KeepReplaced bounds the versions that the active's own newer ones
@@ -122,6 +121,7 @@ func (o Options) complete() (Options, error) {
 	}
 	o.Certificate.Certificate = o.Certificate.Certificate[:1]
 	o.RescanInterval = orElse(o.RescanInterval, 5*time.Minute)
+	o.WatchDelay = orElse(o.WatchDelay, 50*time.Millisecond)
 	o.KeepCount = orElse(o.KeepCount, 10)
 	o.KeepFor = orElse(o.KeepFor, 7*24*time.Hour)
 	o.Logger = orElse(o.Logger, slog.New(slog.DiscardHandler))

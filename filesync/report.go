@@ -1,9 +1,12 @@
 package filesync
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/syncthing/syncthing/lib/model"
 
 	"github.com/understudy-ha/understudy/cluster"
 )
@@ -27,6 +30,9 @@ func (e *Engine) Report() cluster.FilesReport {
 		ready = ready && f.ready
 	}
 	e.mu.Unlock()
+	for _, err := range s.errs {
+		ready = ready && err == nil
+	}
 
 	edited := 0
 	for _, c := range s.all {
@@ -53,6 +59,11 @@ func (e *Engine) Report() cluster.FilesReport {
 	return r
 }
 
+// starting says that a folder cannot be asked yet, which is no error.
+func starting(err error) bool {
+	return errors.Is(err, model.ErrFolderNotRunning) || errors.Is(err, model.ErrFolderMissing)
+}
+
 // problems lists what an operator should know: first the folders that are not
 // usable, then what else stands in the way.
 func (e *Engine) problems(s state) (absent, other []string) {
@@ -63,13 +74,13 @@ func (e *Engine) problems(s state) (absent, other []string) {
 			absent = append(absent, text)
 		case err != nil:
 			absent = append(absent, fmt.Sprintf("folder %s: %v", f.Path, err))
-		case s.errs[i] != nil:
+		case s.errs[i] != nil && !starting(s.errs[i]):
 			absent = append(absent, fmt.Sprintf("folder %s: %v", f.Path, s.errs[i]))
 		}
 		if errs, err := e.model.FolderErrors(f.ID); err == nil && len(errs) > 0 {
 			other = append(other, fmt.Sprintf("folder %s: %d entries cannot be brought in line, first %s: %s", f.Path, len(errs), errs[0].Path, errs[0].Err))
 		}
-		if err := e.model.WatchError(f.ID); err != nil {
+		if err := e.watchError(f); err != nil {
 			other = append(other, fmt.Sprintf("folder %s is not watched, changes are found every %s only: %v; "+
 				"the sysctl fs.inotify.max_user_watches may be too low", f.Path, e.opts.RescanInterval, err))
 		}

@@ -23,7 +23,9 @@ func (h *Handler) act(ctx context.Context, a cluster.Action, o cluster.Observati
 	defer cancel()
 	switch a {
 	case cluster.Promote:
-		h.job.start(ctx, a, h.promote, h.promoted)
+		if h.rested() {
+			h.job.start(ctx, a, h.promote, h.promoted)
+		}
 	case cluster.Run:
 		if h.rested() {
 			h.job.start(ctx, a, h.elect, h.elected)
@@ -118,6 +120,10 @@ func (h *Handler) follow(ctx context.Context, o cluster.Observation) error {
 		return nil
 	}
 	if err := h.Replication.Follow(ctx, o.View.Nodes[l.Node]); err != nil {
+		return err
+	}
+	// Clients may read from a standby.
+	if err := h.Postgres.Gate(ctx, true); err != nil {
 		return err
 	}
 	h.setUpstream(l.Epoch)

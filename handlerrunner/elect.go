@@ -81,8 +81,8 @@ func (h *Handler) elect(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("election: %w", err)
 	}
-	if view.Leader.Held {
-		return nil
+	if seen, _, _ := h.snapshot(); view.Leader.Held || view.NextMaster.Epoch != seen.NextMaster.Epoch {
+		return nil // another was quicker; the watch brings it
 	}
 	b := cluster.Ballot{View: view, Epoch: h.nextEpoch(view)}
 	return h.ballot(ctx, b, began)
@@ -182,7 +182,7 @@ func (h *Handler) askOne(ctx context.Context, node cluster.Node, epoch cluster.E
 func (h *Handler) elected(err error) {
 	if err != nil {
 		h.Log.Warn("undecided", "error", err)
+		h.rest(retryAfter)
 	}
-	h.rest(retryAfter)
 	h.wake()
 }

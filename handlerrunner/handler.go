@@ -201,7 +201,7 @@ func (h *Handler) enter(d cluster.Decision) {
 	h.mu.Lock()
 	from, epoch := h.durable.State, h.view.NextMaster.Epoch
 	h.durable.State, h.reason, h.since = d.To, d.Reason, time.Now()
-	h.attempt, h.followed, h.resting = cluster.Unknown, 0, time.Time{}
+	h.attempt, h.followed = cluster.Unknown, 0
 	h.mu.Unlock()
 	h.roster, h.slotted, h.changed = roster{}, nil, 0
 	h.keep()

@@ -23,6 +23,9 @@ const (
 // gate opened. Clients are kept out until what they will read is as safe as
 // what they will write (trap 32).
 func (h *Handler) promote(ctx context.Context) error {
+	h.mu.Lock()
+	h.attempt = cluster.Unknown
+	h.mu.Unlock()
 	view, _, _ := h.snapshot()
 	epoch := view.NextMaster.Epoch
 	ctx, cancel := context.WithTimeout(ctx, view.Options(h.Node).Stretch(promoteWithin))
@@ -75,6 +78,7 @@ func (h *Handler) promoted(err error) {
 	h.mu.Unlock()
 	if err != nil {
 		h.Log.Error("promotion failed", "error", err)
+		h.rest(retryAfter)
 	}
 	h.wake()
 }
@@ -92,13 +96,13 @@ func (h *Handler) takeLock(ctx context.Context, epoch cluster.Epoch) (Lease, err
 	if err != nil {
 		return nil, err
 	}
+	h.tenure.begin(lease, epoch, asked, h.ttl())
 	h.moving.Lock()
 	h.mu.Lock()
 	h.durable.Tried, h.durable.Session = epoch, lease.ID()
 	h.mu.Unlock()
 	err = h.keep()
 	h.moving.Unlock()
-	h.tenure.begin(lease, epoch, asked, h.ttl())
 	h.Journal.Write("lock", epoch, h.Node+" holds the leader lock", nil)
 	return lease, err
 }

@@ -86,11 +86,7 @@ func (s *Server) copyFrom(ctx context.Context, from Upstream, temp string, src s
 		Line: progress,
 	})
 	if err != nil {
-		var failed *command.Error
-		if errors.As(err, &failed) && strings.Contains(failed.Output, "No space left on device") {
-			return fmt.Errorf("%w: %s and what is written meanwhile are needed at %s: %w", ErrNoSpace, bytes(src.size), filepath.Dir(temp), err)
-		}
-		return err
+		return s.copyError(err, src.size)
 	}
 	control, err := s.controlData(ctx, temp)
 	if err != nil {
@@ -104,6 +100,16 @@ func (s *Server) copyFrom(ctx context.Context, from Upstream, temp string, src s
 		return err
 	}
 	return ctx.Err()
+}
+
+// copyError tells a full disk from other failures of a base backup.
+func (s *Server) copyError(err error, size int64) error {
+	var failed *command.Error
+	if errors.As(err, &failed) && strings.Contains(failed.Output, "No space left on device") {
+		return fmt.Errorf("%w: %s are needed at %s; the present data directory is kept until the clone is complete: %w",
+			ErrNoSpace, bytes(size+headroom), filepath.Dir(s.DataDir), err)
+	}
+	return err
 }
 
 // swapIn puts a finished clone in the place of the data directory. The clone

@@ -80,11 +80,11 @@ func (s *Server) admit(ctx context.Context, open bool) error {
 	if err := s.writeAdmission(open); err != nil {
 		return err
 	}
-	generation, err := s.change(ctx, func(*dynamic) {})
+	changed, err := s.change(ctx, func(*dynamic) {})
 	if err != nil {
 		return err
 	}
-	return s.inEffect(ctx, generation)
+	return s.inEffect(ctx, changed)
 }
 
 func (s *Server) writeAdmission(open bool) error {

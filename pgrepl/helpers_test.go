@@ -70,9 +70,17 @@ func (n *node) boot(t *testing.T) {
 // newPrimary makes the first active of a cluster, open to clients.
 func newPrimary(t *testing.T, ca *pgtest.CA, name, address string) *node {
 	t.Helper()
+	n := bareNode(t, ca, name, address)
+	activate(t, n)
+	return n
+}
+
+// activate does to a server what the start of a cluster does.
+func activate(t *testing.T, n *node) {
+	t.Helper()
 	ctx := ctxOf(t)
-	n := newNode(t, ca, name, address)
 	must(t, n.EnsureRoles(ctx))
+	must(t, n.Prepare(ctx))
 	n.boot(t)
 	must(t, n.SetQuorum(ctx, cluster.Quorum{}))
 	_, err := n.Promote(ctx)
@@ -80,7 +88,6 @@ func newPrimary(t *testing.T, ca *pgtest.CA, name, address string) *node {
 	must(t, n.Checkpoint(ctx))
 	must(t, n.MarkComplete(ctx))
 	must(t, n.Gate(ctx, true))
-	return n
 }
 
 // newStandby makes a clone of up that streams from it.

@@ -20,7 +20,7 @@ import (
 //	D.old-TIME    what D was before
 //	D.lock        held by whoever clones or rewinds
 //
-// In the unit of the server the guard of PrepareBoot is
+// In the unit of the server the guard of PrepareBoot is, run as PostgreSQL's user,
 //
 //	ExecStartPre=/usr/bin/test ! -e D.rewinding
 //	ExecStartPre=/usr/bin/touch D/standby.signal
@@ -45,7 +45,21 @@ func PrepareBoot(dataDir string) error {
 		return fmt.Errorf("start %s as a standby: %w", dataDir, err)
 	}
 	defer f.Close()
+	// It is the server's, which reads it when it is cloned from.
+	if err := giveLike(dataDir, f); err != nil {
+		return fmt.Errorf("start %s as a standby: %w", dataDir, err)
+	}
 	return errors.Join(f.Sync(), syncPath(dataDir))
+}
+
+// giveLike gives a file that root has made to the owner of a folder.
+func giveLike(dir string, f *os.File) error {
+	info, err := os.Stat(dir)
+	if err != nil || os.Geteuid() != 0 {
+		return err
+	}
+	owner := info.Sys().(*syscall.Stat_t)
+	return f.Chown(int(owner.Uid), int(owner.Gid))
 }
 
 // completeness is the content of D.complete.

@@ -113,11 +113,11 @@ func (s *Server) setQuorum(ctx context.Context, q cluster.Quorum) error {
 // applyNames sets synchronous_standby_names and waits until the walsenders of
 // members show a place in it that seen accepts, and all others none.
 func (s *Server) applyNames(ctx context.Context, names string, members []string, seen func(priority int) bool) error {
-	generation, err := s.change(ctx, func(d *dynamic) { d.standbys = names })
+	changed, err := s.change(ctx, func(d *dynamic) { d.standbys = names })
 	if err != nil {
 		return err
 	}
-	if err := s.inEffect(ctx, generation); err != nil {
+	if err := s.inEffect(ctx, changed); err != nil {
 		return err
 	}
 	return poll(ctx, pollEvery, func() (bool, error) {

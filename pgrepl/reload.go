@@ -6,12 +6,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 )
 
 // readDynamic returns the dynamic configuration in the file.
@@ -23,18 +22,28 @@ func (s *Server) readDynamic() (dynamic, error) {
 	return parseDynamic(string(text)), nil
 }
 
-// change writes the dynamic configuration and tells the server to read it. It
-// returns the generation to wait for with inEffect. When there is no server the
-// file is written all the same and the error wraps ErrNotRunning.
-func (s *Server) change(ctx context.Context, edit func(*dynamic)) (int, error) {
+// pending is a change of the configuration that was ordered.
+type pending struct {
+	generation int
+	synced     <-chan error // gets the answer of the disk
+}
+
+// change writes the dynamic configuration and tells the server to read it. Until
+// inEffect has returned it may not have. When there is no server the file is
+// written all the same and the error wraps ErrNotRunning.
+func (s *Server) change(ctx context.Context, edit func(*dynamic)) (pending, error) {
 	generation, sync, err := s.edit(edit)
 	if err != nil {
-		return 0, err
+		return pending{}, err
 	}
-	// The disk may be slow at the moment in which it matters most. The server
-	// reads the file from memory.
-	reloaded := s.reload(ctx)
-	return generation, errors.Join(reloaded, sync())
+	// The disk may be slow at the moment in which it matters most, and the
+	// server reads the file from memory.
+	synced := make(chan error, 1)
+	go func() { synced <- sync() }()
+	if err := s.reload(ctx); err != nil {
+		return pending{}, errors.Join(err, <-synced)
+	}
+	return pending{generation, synced}, nil
 }
 
 func (s *Server) edit(edit func(*dynamic)) (generation int, sync func() error, err error) {
@@ -53,13 +62,39 @@ func (s *Server) edit(edit func(*dynamic)) (generation int, sync func() error, e
 	return d.generation, sync, err
 }
 
+// inEffect waits until the postmaster has read the changed configuration, and
+// with it the rules of admission, and until the file is durable. A session that
+// begins after the postmaster has read it shows its generation, and by then every
+// process of the server has been told.
+func (s *Server) inEffect(ctx context.Context, p pending) error {
+	err := poll(ctx, pollEvery, func() (bool, error) {
+		c, err := s.connect(ctx)
+		if err != nil {
+			return false, err
+		}
+		defer discard(c)
+		var got string
+		if err := c.QueryRow(ctx, "select coalesce(current_setting($1, true), '')", generationSetting).Scan(&got); err != nil {
+			return false, err
+		}
+		n, _ := strconv.Atoi(got)
+		return n >= p.generation, nil
+	})
+	if err != nil {
+		return err
+	}
+	select {
+	case err := <-p.synced:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // reload tells the server to read its configuration: over a connection, and by
 // signal where none can be made. It does not wait until that has happened.
 func (s *Server) reload(ctx context.Context) error {
-	err := s.pool.with(ctx, func(c *pgx.Conn) error {
-		_, err := c.Exec(ctx, "select pg_reload_conf()")
-		return err
-	})
+	err := s.sql(ctx, "select pg_reload_conf()")
 	if err == nil {
 		return nil
 	}
@@ -67,12 +102,14 @@ func (s *Server) reload(ctx context.Context) error {
 	if pid == 0 {
 		return fmt.Errorf("reload configuration: %w", ErrNotRunning)
 	}
-	return hangUp(pid)
+	if err := syscall.Kill(pid, syscall.SIGHUP); err != nil {
+		return fmt.Errorf("reload configuration: signal postmaster %d: %w", pid, err)
+	}
+	return nil
 }
 
 // postmaster returns the PID of the server on the data directory, and 0 when
-// there is none. A PID in the file that now belongs to another process is told
-// by its working directory, which for PostgreSQL is the data directory.
+// there is none. A PID in the file may belong to another process by now.
 func (s *Server) postmaster() int {
 	text, err := os.ReadFile(filepath.Join(s.DataDir, "postmaster.pid"))
 	if err != nil {
@@ -80,38 +117,18 @@ func (s *Server) postmaster() int {
 	}
 	first, _, _ := strings.Cut(string(text), "\n")
 	pid, err := strconv.Atoi(strings.TrimSpace(first))
-	if err != nil || pid <= 0 {
-		return 0
-	}
-	cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
-	if err != nil {
-		return 0
-	}
-	a, err1 := os.Stat(cwd)
-	b, err2 := os.Stat(s.DataDir)
-	if err1 != nil || err2 != nil || !os.SameFile(a, b) {
+	if err != nil || pid <= 0 || !s.isOurs(pid) {
 		return 0
 	}
 	return pid
 }
 
-// inEffect waits until the postmaster has read the generation of the dynamic
-// configuration, and with it the rules of admission: a session that begins then
-// shows it. Every process of the server has been told by then too.
-func (s *Server) inEffect(ctx context.Context, generation int) error {
-	return poll(ctx, pollEvery, func() (bool, error) {
-		c, err := s.connect(ctx)
-		if err != nil {
-			return false, err
-		}
-		defer c.Close(ctx)
-		var got string
-		if err := c.QueryRow(ctx, "select coalesce(current_setting($1, true), '')", generationSetting).Scan(&got); err != nil {
-			return false, err
-		}
-		n, _ := strconv.Atoi(got)
-		return n >= generation, nil
-	})
+// isOurs tells a process of the server by its working directory, which is the
+// data directory.
+func (s *Server) isOurs(pid int) bool {
+	cwd, err1 := os.Stat(fmt.Sprintf("/proc/%d/cwd", pid))
+	dir, err2 := os.Stat(s.DataDir)
+	return err1 == nil && err2 == nil && os.SameFile(cwd, dir)
 }
 
 // pollEvery is the pause between two looks at something that takes a few
@@ -153,18 +170,9 @@ func overriddenIn(autoConf string) string {
 	for line := range strings.Lines(autoConf) {
 		name, _, _ := strings.Cut(strings.TrimSpace(line), "=")
 		name = strings.ToLower(strings.TrimSpace(name))
-		for _, ours := range ownNames() {
-			if name == ours {
-				return name
-			}
+		if slices.Contains(ownNames(), name) {
+			return name
 		}
 	}
 	return ""
-}
-
-func hangUp(pid int) error {
-	if err := syscall.Kill(pid, syscall.SIGHUP); err != nil {
-		return fmt.Errorf("reload configuration: signal postmaster %d: %w", pid, err)
-	}
-	return nil
 }

@@ -9,7 +9,8 @@
 // folder understudy beside postgresql.conf. All of it is outside the data
 // directory, because a base backup and a rewind copy what is inside.
 //
-// The process must be root or the system user that PostgreSQL runs as.
+// The process must be root or the system user that PostgreSQL runs as. The user
+// understudy can look (Observe, Select1, Ping, Hold) and change nothing.
 package pgrepl
 
 import (

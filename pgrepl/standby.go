@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/understudy-ha/understudy/cluster"
@@ -33,11 +34,11 @@ func (s *Server) follow(ctx context.Context, up Upstream) error {
 	if err := s.row(ctx, "select pg_is_in_recovery()", nil, &standby); err == nil && !standby {
 		return ErrNotStandby
 	}
-	generation, err := s.change(ctx, func(d *dynamic) { s.point(d, up) })
+	changed, err := s.change(ctx, func(d *dynamic) { s.point(d, up) })
 	if err != nil {
 		return err
 	}
-	return s.inEffect(ctx, generation)
+	return s.inEffect(ctx, changed)
 }
 
 func (s *Server) point(d *dynamic, up Upstream) {
@@ -67,21 +68,21 @@ func (s *Server) Detach(ctx context.Context) (cluster.Position, error) {
 }
 
 func (s *Server) detach(ctx context.Context) (cluster.Position, error) {
-	generation, err := s.change(ctx, func(d *dynamic) { d.conninfo, d.slot = "", "" })
+	changed, err := s.change(ctx, func(d *dynamic) { d.conninfo, d.slot = "", "" })
 	if err != nil {
 		return cluster.Position{}, err
 	}
-	if err := s.inEffect(ctx, generation); err != nil {
+	if err := s.inEffect(ctx, changed); err != nil {
 		return cluster.Position{}, err
 	}
 	return s.finalPosition(ctx)
 }
 
-// receiverSQL: does a receiver run, does the startup process wait because it has
+// receiverSQL: is it a standby, which receiver runs, does the startup process wait because it has
 // replayed everything there is, and how far was received. A receiver that is
 // still connecting is not in pg_stat_wal_receiver, but its process is there.
 const receiverSQL = `select pg_is_in_recovery(),
-	exists (select from pg_stat_activity where backend_type = 'walreceiver'),
+	coalesce((select pid from pg_stat_activity where backend_type = 'walreceiver' limit 1), 0),
 	coalesce((select wait_event = 'RecoveryRetrieveRetryInterval' from pg_stat_activity where backend_type = 'startup'), false),
 	coalesce(pg_last_wal_receive_lsn()::text, '')`
 
@@ -93,7 +94,8 @@ const settle = 5 * time.Millisecond
 // receive can no longer change. The startup process alone starts receivers, and
 // it has the signal to read the configuration by now.
 //
-// A receiver flushes what it has when it ends. When the startup process is seen
+// A receiver flushes what it has when it ends. It is ended from here, because
+// the startup process does not get to that while the replay is held up. When the startup process is seen
 // waiting for its next retry, it has replayed all there is and reads the
 // configuration before anything else. While it replays, it reads it between two
 // records; then the position is what was received, provided that it is on the
@@ -103,7 +105,8 @@ func (s *Server) finalPosition(ctx context.Context) (cluster.Position, error) {
 	var at cluster.Position
 	var goneSince time.Time
 	err := poll(ctx, pollEvery, func() (bool, error) {
-		var standby, receiver, idle bool
+		var standby, idle bool
+		var receiver int
 		var received string
 		if err := s.row(ctx, receiverSQL, nil, &standby, &receiver, &idle, &received); err != nil {
 			return false, err
@@ -111,9 +114,9 @@ func (s *Server) finalPosition(ctx context.Context) (cluster.Position, error) {
 		switch {
 		case !standby:
 			return false, ErrNotStandby
-		case receiver:
+		case receiver != 0:
 			goneSince = time.Time{}
-			return false, nil
+			return false, s.endReceiver(receiver)
 		case goneSince.IsZero():
 			goneSince = time.Now()
 		}
@@ -125,6 +128,17 @@ func (s *Server) finalPosition(ctx context.Context) (cluster.Position, error) {
 		return idle || at.LSN >= lsnOrZero(received), err
 	})
 	return at, err
+}
+
+// endReceiver ends a WAL receiver, which no SQL function can.
+func (s *Server) endReceiver(pid int) error {
+	if !s.isOurs(pid) {
+		return nil // it has ended by itself
+	}
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && err != syscall.ESRCH {
+		return fmt.Errorf("end WAL receiver %d: %w", pid, err)
+	}
+	return nil
 }
 
 // Promote makes the standby a primary and returns when recovery has ended, with

@@ -36,8 +36,6 @@ func (c consul) Watch(ctx context.Context, changed func(cluster.View)) error {
 // postgres is the local server, in check-runner's words.
 type postgres struct{ *pgrepl.Server }
 
-func (p postgres) Hold(ctx context.Context) error { return p.Server.Hold(ctx, nil) }
-
 func (p postgres) Role(ctx context.Context) (checkrunner.Role, error) {
 	o := p.Observe(ctx)
 	if o.State != pgrepl.StateUp {

@@ -13,10 +13,12 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -59,6 +61,11 @@ func Run(ctx context.Context, opts Options) error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become the reaper of orphans: %w", err)
 	}
+	// Units get what systemd gives them, whatever this process was started
+	// with: "nohup" and a shell's "&" hand down ignored signals, a handler is not
+	// handed down.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT)
+	syscall.Umask(0o022)
 	for _, dir := range []string{opts.Logs, opts.Notify, filepath.Dir(opts.Socket), filepath.Join(opts.Units, wants)} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("prepare init: %w", err)

@@ -3,6 +3,7 @@ package command
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,10 +21,11 @@ import (
 type Runner struct {
 	UID, GID int                 // of that user
 	cred     *syscall.Credential // nil: we are that user already
+	refused  error               // why we cannot act as that user
 }
 
 // As returns a Runner for the named system user. Only root can be another user
-// than itself.
+// than itself; for anybody else the Runner refuses to do anything.
 func As(name string) (Runner, error) {
 	u, err := user.Lookup(name)
 	if err != nil {
@@ -42,7 +44,8 @@ func As(name string) (Runner, error) {
 		r.cred = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), Groups: groups(u)}
 		return r, nil
 	}
-	return Runner{}, fmt.Errorf("run programs as %s: this process is neither root nor %s", name, name)
+	r.refused = fmt.Errorf("this process is neither root nor %s", name)
+	return r, nil
 }
 
 func groups(u *user.User) []uint32 {
@@ -62,7 +65,7 @@ func groups(u *user.User) []uint32 {
 // Own gives a path to the system user, when we are root and it is another.
 func (r Runner) Own(path string) error {
 	if r.cred == nil {
-		return nil
+		return r.refused
 	}
 	return os.Lchown(path, r.UID, r.GID)
 }
@@ -124,7 +127,7 @@ func (r Runner) Run(ctx context.Context, op Op) (string, error) {
 }
 
 func (r Runner) run(ctx context.Context, op Op) (string, error) {
-	if err := ctx.Err(); err != nil {
+	if err := cmp.Or(r.refused, ctx.Err()); err != nil {
 		return "", &Error{Label: op.Label, Err: err}
 	}
 	var out bytes.Buffer

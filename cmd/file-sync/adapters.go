@@ -1,0 +1,82 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/understudy-ha/understudy/cluster"
+	"github.com/understudy-ha/understudy/config"
+	"github.com/understudy-ha/understudy/filesync"
+	"github.com/understudy-ha/understudy/node"
+	"github.com/understudy-ha/understudy/registry"
+)
+
+// options describe this host's folders and identity.
+func options(h *node.Host) (filesync.Options, error) {
+	cert, err := tls.LoadX509KeyPair(h.Certs.CertFile(), h.Certs.KeyFile())
+	if err != nil {
+		return filesync.Options{}, fmt.Errorf("read the node's certificate: %w", err)
+	}
+	ca, err := h.Certs.CA()
+	if err != nil {
+		return filesync.Options{}, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(ca) {
+		return filesync.Options{}, errors.New("read the CA's certificate: there is none in the file")
+	}
+	o := filesync.Options{
+		Name:        h.Record.Node.Name,
+		Listen:      net.JoinHostPort(h.Record.Node.Address, strconv.Itoa(config.FileSyncPort)),
+		Certificate: cert, CA: pool, StateDir: h.Layout.FileSync(),
+		Ownership: os.Geteuid() == 0, Logger: h.Log,
+		RescanInterval: h.Record.Info.Options.With(h.Record.Node.Options).Duration("file_rescan_interval"),
+	}
+	for _, f := range h.Config.Files {
+		id, err := filesync.FolderID(h.Layout.Root, f.Path)
+		if err != nil {
+			return o, err
+		}
+		o.Folders = append(o.Folders, filesync.Folder{ID: id, Path: filepath.Clean(f.Path), Ignore: f.Ignore})
+	}
+	return o, nil
+}
+
+const announceAgain = 2 * time.Second
+
+// announce tells the others by which device id this node is known, which follows
+// from its certificate. It goes on until the registry has it.
+func announce(ctx context.Context, h *node.Host, reg *registry.Client) {
+	text, err := h.Certs.Cert()
+	if err != nil {
+		h.Log.Error("device id not announced", "error", err)
+		return
+	}
+	id, err := filesync.DeviceID(text)
+	if err != nil {
+		h.Log.Error("device id not announced", "error", err)
+		return
+	}
+	for ctx.Err() == nil {
+		err := reg.UpdateNode(ctx, h.Record.Node.Name, func(n *cluster.Node) error {
+			n.DeviceID = id
+			return nil
+		})
+		if err == nil {
+			return
+		}
+		h.Log.Debug("device id not announced yet", "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(announceAgain):
+		}
+	}
+}

@@ -1,0 +1,86 @@
+package probe
+
+import (
+	"slices"
+	"time"
+)
+
+// Ack is one acknowledged row.
+type Ack struct {
+	ID   int64
+	At   time.Time // when the acknowledgement came, with a monotonic reading
+	Node string    // that gave it
+}
+
+// Journal is what a writer did. Every id is in exactly one of the three lists,
+// or was under way when the journal was read.
+type Journal struct {
+	Writer        string    // its name in the rows
+	Began         time.Time // of the first attempt
+	First, Next   int64     // ids from First to below Next were sent
+	Acks          []Ack     // ascending, by id and by time
+	Indeterminate []int64   // may or may not be there
+	Refused       []int64   // the server said that they are not there
+}
+
+// Gap is a time without an acknowledgement.
+type Gap struct {
+	From, To      time.Time
+	Before, After string // nodes of the acknowledgements at its ends; empty: there was none
+}
+
+// Length is how long the gap was.
+func (g Gap) Length() time.Duration { return g.To.Sub(g.From) }
+
+// Longest returns the longest time without an acknowledgement of which at least
+// a part lies between from and to. The one under way at to ends there; the one
+// before the first acknowledgement begins with the journal. It is zero where
+// nothing was measured.
+func (j Journal) Longest(from, to time.Time) Gap {
+	longest := Gap{From: from, To: from}
+	if j.Began.IsZero() {
+		return longest
+	}
+	last := Ack{At: j.Began}
+	consider := func(next Ack) {
+		g := Gap{From: last.At, To: next.At, Before: last.Node, After: next.Node}
+		if g.To.After(from) && g.From.Before(to) && g.Length() > longest.Length() {
+			longest = g
+		}
+		last = next
+	}
+	for _, a := range j.Acks {
+		consider(a)
+	}
+	if last.At.Before(to) {
+		consider(Ack{At: to})
+	}
+	return longest
+}
+
+// Between counts the acknowledgements from one time to another.
+func (j Journal) Between(from, to time.Time) int {
+	n := 0
+	for _, a := range j.Acks {
+		if !a.At.Before(from) && a.At.Before(to) {
+			n++
+		}
+	}
+	return n
+}
+
+// Summary are the figures of a series of measurements.
+type Summary struct {
+	Median, Min, Max time.Duration
+}
+
+// Summarize returns the figures of a series; zero for an empty one. The median
+// of an even number is the mean of the middle two.
+func Summarize(series []time.Duration) Summary {
+	if len(series) == 0 {
+		return Summary{}
+	}
+	s := slices.Sorted(slices.Values(series))
+	n := len(s)
+	return Summary{Median: (s[(n-1)/2] + s[n/2]) / 2, Min: s[0], Max: s[n-1]}
+}

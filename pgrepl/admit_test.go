@@ -1,0 +1,225 @@
+package pgrepl_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/understudy-ha/understudy/cluster"
+	"github.com/understudy-ha/understudy/pgrepl/pgtest"
+)
+
+// TestGate: a closed gate ends every client session and admits none, while
+// standbys stream on; an open one admits whom the operator's rules admit.
+func TestGate(t *testing.T) {
+	t.Parallel()
+	ctx := ctxOf(t)
+	ca := pgtest.NewCA(t)
+	a := newPrimary(t, ca, "node-a", "127.10.2.11")
+	must(t, a.EnsureSlots(ctx, []string{"node-b"}))
+	b := newStandby(t, ca, "node-b", "127.10.2.12", a)
+	a.sql(t, "create table notes (n int)")
+	var clients []*pgx.Conn
+	for range 5 {
+		c, err := pgx.Connect(ctx, a.DSN())
+		must(t, err)
+		defer c.Close(ctx)
+		clients = append(clients, c)
+	}
+	if o := a.Observe(ctx); o.Clients != 5 || o.Gate != cluster.Yes {
+		t.Errorf("open: %+v", o)
+	}
+	busy := make(chan error, 1)
+	go func() {
+		_, err := clients[0].Exec(ctx, "select pg_sleep(60)")
+		busy <- err
+	}()
+	must(t, a.Gate(ctx, false))
+	if err := <-busy; err == nil {
+		t.Error("a busy session outlived the gate")
+	}
+	for i, c := range clients {
+		if _, err := c.Exec(ctx, "insert into notes values (1)"); err == nil {
+			t.Errorf("session %d outlived the gate", i)
+		}
+	}
+	if _, err := pgx.Connect(ctx, a.DSN()); err == nil || !strings.Contains(err.Error(), "28000") {
+		t.Errorf("connecting through a closed gate: %v", err)
+	}
+	o := a.Observe(ctx)
+	if o.Clients != 0 || o.Gate != cluster.No || o.Primary != cluster.Yes || len(o.Replicas) != 1 {
+		t.Errorf("closed: %+v", o)
+	}
+	if !b.Observe(ctx).Streaming() {
+		t.Error("the standby was cut off")
+	}
+	must(t, a.Gate(ctx, true))
+	a.sql(t, "insert into notes values (1)")
+}
+
+// TestQuorumIsInEffect: when SetQuorum returns, no commit is acknowledged by less.
+func TestQuorumIsInEffect(t *testing.T) {
+	t.Parallel()
+	ctx := ctxOf(t)
+	ca := pgtest.NewCA(t)
+	a := newPrimary(t, ca, "node-a", "127.10.2.11")
+	must(t, a.EnsureSlots(ctx, []string{"node-b", "node-c"}))
+	b := newStandby(t, ca, "node-b", "127.10.2.12", a)
+	c := newStandby(t, ca, "node-c", "127.10.2.13", a)
+	a.sql(t, "create table notes (n int)")
+	both := []string{"node-b", "node-c"}
+
+	must(t, a.SetQuorum(ctx, cluster.Quorum{Members: both, K: 1}))
+	_, err := c.Detach(ctx)
+	must(t, err)
+	a.sql(t, "insert into notes values (1)") // b alone is enough
+	at := a.Observe(ctx).Position.LSN
+	if n, err := a.Flushed(ctx, at, both); err != nil || n != 1 {
+		t.Errorf("%d have flushed: %v", n, err)
+	}
+
+	began := time.Now()
+	must(t, a.SetQuorum(ctx, cluster.Quorum{Members: both, K: 2}))
+	t.Logf("raised to two in %v", time.Since(began))
+	if committed(t, a) {
+		t.Error("a commit was acknowledged by one of two")
+	}
+	must(t, a.SetQuorum(ctx, cluster.Quorum{Members: []string{"node-b"}, K: 1}))
+	if !committed(t, a) {
+		t.Error("b alone is not enough")
+	}
+	must(t, a.SetQuorum(ctx, cluster.Quorum{Members: []string{"node-c"}, K: 1}))
+	if committed(t, a) {
+		t.Error("b acknowledged a commit for c")
+	}
+	must(t, a.SetQuorum(ctx, cluster.Quorum{}))
+	if !committed(t, a) {
+		t.Error("a commit waits for nobody")
+	}
+	must(t, a.SetQuorum(ctx, cluster.Quorum{Members: []string{"node-c"}, K: 1}))
+	if committed(t, a) {
+		t.Error("a commit did not wait after there was nobody")
+	}
+	if _, err := b.Detach(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := a.SetQuorum(ctx, cluster.Quorum{Members: both, K: 3}); err == nil {
+		t.Error("three of two were taken")
+	}
+}
+
+// committed says whether a commit is acknowledged. It ends the session of one
+// that waits; that commit is then indeterminate.
+func committed(t *testing.T, n *node) bool {
+	t.Helper()
+	ctx, cancel := context.WithCancel(ctxOf(t))
+	defer cancel()
+	c, err := pgx.Connect(ctx, n.DSN())
+	must(t, err)
+	defer c.Close(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		_, err := c.Exec(ctx, "insert into notes values (2)")
+		done <- err
+	}()
+	var err2 error
+	acknowledged := false
+	await(t, "the commit is acknowledged or waits", func() bool {
+		select {
+		case err2 = <-done:
+			acknowledged = true
+			return true
+		default:
+		}
+		// One that a standby is about to acknowledge waits a moment too.
+		return waits(t, n) && settled(t, n)
+	})
+	if !acknowledged {
+		cancel()
+		<-done
+		return false
+	}
+	must(t, err2)
+	return true
+}
+
+func waits(t *testing.T, n *node) bool {
+	return n.query(t, "select count(*)::text from pg_stat_activity where wait_event = 'SyncRep'") != "0"
+}
+
+// settled: a commit still waits when every standby that streams has flushed it.
+func settled(t *testing.T, n *node) bool {
+	at := n.Observe(t.Context()).Position.LSN
+	await(t, "the standbys have flushed", func() bool {
+		for _, r := range n.Observe(t.Context()).Replicas {
+			if r.State == "streaming" && r.Flushed < at {
+				return false
+			}
+		}
+		return true
+	})
+	return waits(t, n)
+}
+
+// TestSlots: ours are kept as they should be, those of others are left alone.
+func TestSlots(t *testing.T) {
+	t.Parallel()
+	ctx := ctxOf(t)
+	ca := pgtest.NewCA(t)
+	a := newPrimary(t, ca, "node-a", "127.10.2.11")
+	a.sql(t, "select pg_create_physical_replication_slot('theirs', true)")
+	a.sql(t, "select pg_create_physical_replication_slot('understudyxnode_x', true)")
+	a.sql(t, "select pg_create_logical_replication_slot('understudy_logical', 'test_decoding')")
+	a.sql(t, "select pg_create_physical_replication_slot('understudy_node_c')") // reserves nothing
+	slots := func(n *node) string {
+		return n.query(t, `select string_agg(slot_name || case when restart_lsn is null then '?' else '' end, ' ' order by slot_name collate "C") from pg_replication_slots`)
+	}
+	for range 2 {
+		must(t, a.EnsureSlots(ctx, []string{"node-b", "node-c"}))
+		if got := slots(a); got != "theirs understudy_logical understudy_node_b understudy_node_c understudyxnode_x" {
+			t.Errorf("slots: %s", got)
+		}
+	}
+	b := newStandby(t, ca, "node-b", "127.10.2.12", a)
+	must(t, b.EnsureSlots(ctx, []string{"node-a", "node-c"}))
+	a.sql(t, "create table notes (n int)")
+	end := a.Observe(ctx).Position.LSN
+	await(t, "the standby has replayed", func() bool { return b.Observe(ctx).Replayed >= end })
+	must(t, b.EnsureSlots(ctx, []string{"node-a", "node-c"}))
+	if got := b.query(t, "select bool_and(restart_lsn >= '"+end.String()+"')::text from pg_replication_slots"); got != "true" {
+		t.Error("the slots of the standby keep back what is replayed")
+	}
+	must(t, b.DropSlots(ctx))
+	if got := b.query(t, "select count(*)::text from pg_replication_slots"); got != "0" {
+		t.Errorf("%s slots left", got)
+	}
+	must(t, a.DropSlots(ctx))
+	if got := slots(a); got != "theirs understudy_logical understudy_node_b understudyxnode_x" {
+		t.Errorf("slots: %s; that of b is in use", got)
+	}
+}
+
+// TestLostSlotIsMadeAnew: a slot whose WAL is gone would never be of use again.
+func TestLostSlotIsMadeAnew(t *testing.T) {
+	t.Parallel()
+	ctx := ctxOf(t)
+	a := newPrimary(t, pgtest.NewCA(t), "node-a", "127.10.2.11")
+	must(t, a.EnsureSlots(ctx, []string{"node-b"}))
+	a.sql(t, "alter system set wal_keep_size = 0")
+	a.sql(t, "alter system set max_slot_wal_keep_size = '16MB'")
+	a.sql(t, "alter system set min_wal_size = '32MB'")
+	a.sql(t, "alter system set max_wal_size = '32MB'")
+	a.sql(t, "select pg_reload_conf()")
+	await(t, "the slot is lost", func() bool {
+		a.sql(t, "select pg_switch_wal() from (select pg_logical_emit_message(false, 'x', 'y')) x")
+		a.sql(t, "checkpoint")
+		return a.query(t, "select wal_status from pg_replication_slots") == "lost"
+	})
+	must(t, a.EnsureSlots(ctx, []string{"node-b"}))
+	if got := a.query(t, "select wal_status from pg_replication_slots"); got != "reserved" {
+		t.Errorf("the slot is %s", got)
+	}
+}
