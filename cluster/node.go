@@ -146,6 +146,7 @@ type Leader struct {
 	Epoch    Epoch    `json:"epoch"`
 	Ready    bool     `json:"ready"` // open to clients
 	Timeline Timeline `json:"timeline"`
+	Yields   bool     `json:"yields,omitempty"` // it hands over, and holds the election itself
 	Held     bool     `json:"-"`
 	Session  string   `json:"-"` // id of the Consul session that holds it
 }

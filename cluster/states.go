@@ -65,7 +65,7 @@ type Observation struct {
 	Lease      Tri   // this node holds the leader lock and its time has not run out
 	LeaseEpoch Epoch // the latest for which this node took the lock; taken once per epoch
 	Attempt    Tri   // the promotion under way: No when it has failed
-	Overdue    Tri   // the named node has had its time to take the lock
+	Overdue    Tri   // the lock has been free, with this node named, for too long
 
 	Running  Tri // PostgreSQL runs
 	Primary  Tri // it accepts writes
@@ -107,10 +107,12 @@ func (o Observation) invited() bool {
 func (o Observation) locked() bool { return o.LeaseEpoch == o.View.NextMaster.Epoch }
 
 // vacant says that an election is due: nobody holds the lock, and the node that
-// is named has either had it and lost it, or has not come for it in time.
+// is named has either had it and lost it, or has not come for it in time. A node
+// that hands over has its time, too: its lock falls with the checks of the server
+// that it stops, and it names its successor a moment later.
 func (o Observation) vacant() bool {
 	named := o.View.NextMaster.Epoch
-	return o.LockFree() && named > 0 && !o.invited() && (named == o.View.Leader.Epoch || o.Overdue == Yes)
+	return o.LockFree() && named > 0 && !o.invited() && (named == o.View.Leader.Epoch && !o.View.Leader.Yields || o.Overdue == Yes)
 }
 
 // served says that the leader key is held and ready for the epoch that is in

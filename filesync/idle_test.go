@@ -23,7 +23,7 @@ func TestIdleTmp(t *testing.T) {
 	fmt.Sscan(mode, &n)
 	s[0].run()
 	for i := 0; i < n; i++ {
-		s[0].write(fmt.Sprintf("d%d/f%d", i%100, i), strings.Repeat("x", 1000))
+		s[0].write(fmt.Sprintf("d%d/f%d", i%100, i), strings.Repeat(fmt.Sprint(i, " "), 200))
 	}
 	began := time.Now()
 	for _, x := range s[1:] {

@@ -141,7 +141,8 @@ func (h *Handler) rejoin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	clone := !complete || !h.forked(db)
+	// A rewind that was done for this epoch and did not help is not repeated.
+	clone := !complete || !h.forked(db) || h.rewound == view.Leader.Epoch
 	if err := h.fence(ctx); err != nil {
 		return err
 	}
@@ -150,20 +151,44 @@ func (h *Handler) rejoin(ctx context.Context) error {
 		err = h.Directory.Clone(ctx, source, func(s string) { h.Log.Info("clone", "progress", s) })
 	} else {
 		h.Journal.Write("rewind", view.Leader.Epoch, fmt.Sprintf("%s is rewound to %s", h.Node, source.Name), nil)
+		h.rewound = view.Leader.Epoch
 		err = h.Directory.Rewind(ctx, source)
 	}
 	if err != nil {
 		return err
 	}
 	h.setUpstream(0)
-	return h.Units.Start(ctx, h.PostgresUnit)
+	if err := h.Units.Start(ctx, h.PostgresUnit); err != nil {
+		return err
+	}
+	return h.awaitFollowing(ctx)
 }
 
 // forked says that the local WAL left the active's line, which a rewind mends;
 // WAL that is merely missing it does not.
 func (h *Handler) forked(db Database) bool {
 	t := h.lastTip()
-	return !t.history.Contains(t.timeline, db.Position)
+	return db.Position.LSN > 0 && !t.history.Contains(t.timeline, db.Position)
+}
+
+// recoverWithin bounds the replay of what a mended directory needs before it is
+// consistent.
+const recoverWithin = 10 * time.Minute
+
+// awaitFollowing waits until the server runs as a standby: before that it cannot
+// tell where it is, and must not be mended again.
+func (h *Handler) awaitFollowing(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, recoverWithin)
+	defer cancel()
+	for {
+		db, _ := h.Postgres.Observe(ctx)
+		if db.Running == cluster.Yes && db.Primary == cluster.No {
+			return nil
+		}
+		if err := sleep(ctx, 50*time.Millisecond); err != nil {
+			return fmt.Errorf("wait for PostgreSQL to run as a standby: %w", err)
+		}
+	}
 }
 
 func (h *Handler) rejoined(err error) {

@@ -69,7 +69,7 @@ type Handler struct {
 	durable  durable
 	view     cluster.View
 	fresh    cluster.Tri
-	seen     time.Time // when the epoch of next-master was first seen
+	seen     time.Time // when who is named, or whether the lock is held, last changed
 	db       Database
 	since    time.Time
 	reason   string
@@ -81,10 +81,11 @@ type Handler struct {
 	departed bool          // Depart was done
 
 	// The driver's own:
-	strayed time.Time   // since when the standby does not stream
-	roster  roster      // when each standby was last connected
-	slotted []string    // who has a slot here
-	changed cluster.LSN // position after the quorum in effect was set
+	strayed time.Time     // since when the standby does not stream
+	roster  roster        // when each standby was last connected
+	slotted []string      // who has a slot here
+	changed cluster.LSN   // position after the quorum in effect was set
+	rewound cluster.Epoch // for which a rewind was tried; the rejoin job's own
 }
 
 // New reads the durable state and returns a handler that Run drives.
@@ -160,7 +161,7 @@ func (h *Handler) wake() {
 func (h *Handler) see(v cluster.View, ok bool) {
 	h.mu.Lock()
 	if ok {
-		if v.NextMaster.Epoch != h.view.NextMaster.Epoch {
+		if v.NextMaster.Epoch != h.view.NextMaster.Epoch || v.Leader.Held != h.view.Leader.Held {
 			h.seen = time.Now()
 		}
 		h.view = v

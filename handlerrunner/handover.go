@@ -33,11 +33,11 @@ func (h *Handler) HandOver(ctx context.Context, target string) error {
 
 // handOver is an election that the active itself holds: it stops PostgreSQL
 // cleanly, so that every connected standby has all WAL, excludes itself, and
-// prefers the target among equals. It goes on holding the lock meanwhile, so
-// that no standby begins an election of its own.
+// prefers the target among equals. The leader key says so meanwhile, and no
+// standby begins an election of its own.
 func (h *Handler) handOver(ctx context.Context, target string) error {
 	view, d, db := h.snapshot()
-	if valid, _ := h.tenure.valid(time.Now()); !valid || d.State != cluster.Active {
+	if valid, _ := h.tenure.valid(time.Now()); !valid || h.tenure.held() == nil || d.State != cluster.Active {
 		return fmt.Errorf("%s is not the active node", h.Node)
 	}
 	if err := h.ready(ctx, view, db, target); err != nil {
@@ -48,6 +48,10 @@ func (h *Handler) handOver(ctx context.Context, target string) error {
 	// A checkpoint while clients still write leaves little for the one at
 	// shutdown, in which nobody can.
 	if err := h.Checkpoint(ctx); err != nil {
+		return fmt.Errorf("hand over: %w", err)
+	}
+	// The lock falls with the checks of the server that is about to stop.
+	if err := h.tenure.held().Update(ctx, cluster.Leader{Node: h.Node, Epoch: d.Tried, Timeline: db.Position.Timeline, Yields: true}); err != nil {
 		return fmt.Errorf("hand over: %w", err)
 	}
 	if err := h.eachUnit(ctx, h.LeaderUnits, false); err != nil {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -58,6 +59,9 @@ func (s *Server) rewind(ctx context.Context, from Upstream, progress func(string
 	if id != src.systemID {
 		return fmt.Errorf("%w: this data directory has system identifier %s and the source %s", ErrForeign, id, src.systemID)
 	}
+	if err := s.rewindable(ctx); err != nil {
+		return err
+	}
 	if err := s.awaitCheckpoint(ctx, from); err != nil {
 		return err
 	}
@@ -83,10 +87,20 @@ func (s *Server) rewind(ctx context.Context, from Upstream, progress func(string
 		argv = append(argv, "--restore-target-wal")
 	}
 	progress("rewinding to " + from.String())
-	_, err = s.run.Run(ctx, command.Op{Label: "rewind the data directory", Argv: argv, Line: progress,
+	idle := false
+	line := func(text string) {
+		idle = idle || strings.Contains(text, "no rewind required")
+		progress(text)
+	}
+	_, err = s.run.Run(ctx, command.Op{Label: "rewind the data directory", Argv: argv, Line: line,
 		Env: []string{"PGOPTIONS=-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0"}})
 	if err != nil {
 		return err
+	}
+	if idle {
+		// Whoever asks for a rewind has seen two lines of WAL. If pg_rewind
+		// sees one, both bear the same timeline number.
+		return fmt.Errorf("pg_rewind finds nothing to rewind in a directory that has diverged")
 	}
 	if err := s.writeFile(signal, "", 0o600); err != nil {
 		return err
@@ -98,6 +112,20 @@ func (s *Server) rewind(ctx context.Context, from Upstream, progress func(string
 		return err
 	}
 	progress("the rewind is complete")
+	return nil
+}
+
+// rewindable refuses a standby that was not shut down cleanly. pg_rewind would
+// recover it in single-user mode, which ends recovery: it would write WAL of its
+// own on the timeline of the source, and nothing could tell the two apart.
+func (s *Server) rewindable(ctx context.Context) error {
+	control, err := s.ControlData(ctx)
+	if err != nil {
+		return err
+	}
+	if control.State == "in archive recovery" || exists(filepath.Join(s.DataDir, "backup_label")) {
+		return fmt.Errorf("%w: it is %q", ErrRecovering, control.State)
+	}
 	return nil
 }
 

@@ -62,6 +62,9 @@ var (
 	// ErrNoSpace: the disk is too full for a clone. The message says how much
 	// is needed.
 	ErrNoSpace = errors.New("not enough disk space")
+	// ErrRecovering: the data directory is that of a standby that was not shut
+	// down cleanly. It can be started, or cloned anew, but not rewound.
+	ErrRecovering = errors.New("the data directory is in recovery and cannot be rewound")
 	// ErrForeign: the system identifier is not the one that was expected.
 	ErrForeign = errors.New("the data belongs to another database cluster")
 )
