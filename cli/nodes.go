@@ -161,6 +161,10 @@ func rowOf(view cluster.View, n cluster.Node, r cluster.Report, online bool, hea
 	}
 	for _, col := range columns {
 		row.Checks[col.name] = sumUp(health, col.checks)
+		if !health["serfHealth"].OK {
+			// Its TTL checks are judged by its own agent, and that is not heard.
+			row.Checks[col.name] = "FAIL"
+		}
 	}
 	return row
 }

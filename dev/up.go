@@ -50,27 +50,43 @@ func Up(ctx context.Context, opts UpOptions) (*Cluster, error) {
 		return nil, err
 	}
 	steps.say("nodes are up")
-	for i := range c.Nodes {
-		n := &c.Nodes[i]
-		if n.Member {
-			steps.say("%s is a member already", n.Name)
-			continue
-		}
-		if i == 0 {
-			err = c.clusterStart(ctx, *n, steps)
-		} else {
-			err = c.clusterJoin(ctx, *n, steps)
-		}
-		if err != nil {
-			return nil, err
-		}
-		n.Member = true
-		if err := c.save(); err != nil {
-			return nil, err
-		}
+	var saving sync.Mutex
+	if err := c.admit(ctx, 0, steps, &saving); err != nil {
+		return nil, err
+	}
+	// The others join at the same time, as several operators would.
+	var joins sync.WaitGroup
+	failed := make([]error, len(c.Nodes))
+	for i := 1; i < len(c.Nodes); i++ {
+		joins.Go(func() { failed[i] = c.admit(ctx, i, steps, &saving) })
+	}
+	joins.Wait()
+	if err := errors.Join(failed...); err != nil {
+		return nil, err
 	}
 	steps.say("the cluster is up")
 	return c, nil
+}
+
+// admit makes a node a member: the first by starting the cluster, the others by
+// joining it.
+func (c *Cluster) admit(ctx context.Context, i int, steps *progress, saving *sync.Mutex) error {
+	n := c.Nodes[i]
+	if n.Member {
+		steps.say("%s is a member already", n.Name)
+		return nil
+	}
+	do := c.clusterJoin
+	if i == 0 {
+		do = c.clusterStart
+	}
+	if err := do(ctx, n, steps); err != nil {
+		return err
+	}
+	saving.Lock()
+	defer saving.Unlock()
+	c.Nodes[i].Member = true
+	return c.save()
 }
 
 // plan takes up the cluster of the folder, or lays out a new one.

@@ -245,6 +245,10 @@ func (s *show) tell(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, recoverWithin)
 	defer cancel()
 	now, j := time.Now(), s.writer.Journal()
+	// Where something did not recover, another node may be active now.
+	if status, err := s.rig.Status(ctx); err == nil && status.Active != "" {
+		s.status = status
+	}
 	sum := sum{journal: j, took: now.Sub(s.began)}
 	events, err := s.rig.Events(ctx, s.began)
 	for i, a := range s.acts {

@@ -68,6 +68,9 @@ func (s sum) print(w io.Writer, style timeline.Style) {
 	fmt.Fprintf(w, "\n%s\n\n", style.Bold("All in all"))
 	line("writes", "%d acknowledged, %d indeterminate (%d of them are there), %s",
 		len(s.journal.Acks), len(s.journal.Indeterminate), landed, lost)
+	if len(nodes) == 0 {
+		nodes = []string{"no node"}
+	}
 	line("checked", "row by row on %s, after all of them had caught up", strings.Join(nodes, ", "))
 	line("outage", "%s at the longest", timeline.Millis(s.longest))
 	line("notes", "%s", note)

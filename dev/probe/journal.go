@@ -74,13 +74,18 @@ type Summary struct {
 	Median, Min, Max time.Duration
 }
 
-// Summarize returns the figures of a series; zero for an empty one. The median
-// of an even number is the mean of the middle two.
+// Summarize returns the figures of a series; zero for an empty one.
 func Summarize(series []time.Duration) Summary {
 	if len(series) == 0 {
 		return Summary{}
 	}
+	return Summary{Median: Median(series), Min: slices.Min(series), Max: slices.Max(series)}
+}
+
+// Median returns the middle of a series, or the mean of the middle two. The
+// series is not empty.
+func Median[T time.Duration | float64](series []T) T {
 	s := slices.Sorted(slices.Values(series))
 	n := len(s)
-	return Summary{Median: (s[(n-1)/2] + s[n/2]) / 2, Min: s[0], Max: s[n-1]}
+	return (s[(n-1)/2] + s[n/2]) / 2
 }

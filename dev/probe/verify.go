@@ -2,6 +2,7 @@ package probe
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -24,8 +25,8 @@ func (f Finding) Sound() bool { return len(f.Lost)+len(f.Twice)+len(f.Uncalled) 
 
 // Verify waits until every standby has replayed what the active has now, and
 // looks for the rows of a journal on the active, first, and on the others. The
-// writer must have ended. It waits until ctx ends; an error is of looking, not of
-// what was found.
+// writer must have ended. It waits until ctx ends. The error is of looking, not of
+// what was found; the findings are those of the nodes that could be looked at.
 func Verify(ctx context.Context, j Journal, active Target, others ...Target) ([]Finding, error) {
 	conn, err := pgx.Connect(ctx, active.DSN)
 	if err != nil {
@@ -41,14 +42,16 @@ func Verify(ctx context.Context, j Journal, active Target, others ...Target) ([]
 		return nil, fmt.Errorf("verify on %s: %w", active.Node, err)
 	}
 	findings := []Finding{Examine(j, active.Node, ids)}
+	var failed []error
 	for _, t := range others {
 		ids, err := replayed(ctx, t, end, j.Writer)
 		if err != nil {
-			return findings, fmt.Errorf("verify on %s: %w", t.Node, err)
+			failed = append(failed, fmt.Errorf("verify on %s: %w", t.Node, err))
+			continue
 		}
 		findings = append(findings, Examine(j, t.Node, ids))
 	}
-	return findings, nil
+	return findings, errors.Join(failed...)
 }
 
 // replayed returns the rows of a standby once it has replayed up to end.
