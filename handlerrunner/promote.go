@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/understudy-ha/understudy/cluster"
 )
 
@@ -19,7 +21,7 @@ const (
 )
 
 // promote makes this node the active one, for the epoch that it is named for:
-// slots, lock, quorum, end of recovery, standbys caught up, sync set published,
+// slots, lock and quorum, end of recovery, standbys caught up, sync set published,
 // gate opened. Clients are kept out until what they will read is as safe as
 // what they will write (trap 32).
 func (h *Handler) promote(ctx context.Context) error {
@@ -34,16 +36,21 @@ func (h *Handler) promote(ctx context.Context) error {
 	if err := h.Replication.Slots(ctx, others); err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
-	lease, err := h.takeLock(ctx, epoch)
-	if err != nil {
-		return fmt.Errorf("promote: %w", err)
-	}
 	mode := cluster.SyncMode(view.Options("").Get("sync_mode"))
 	want := cluster.Desired(mode, len(view.Managers()), others)
-	if err := h.Postgres.SetQuorum(ctx, want); err != nil {
-		return fmt.Errorf("promote: %w", err)
-	}
-	if err := h.Postgres.Gate(ctx, false); err != nil {
+	var lease Lease
+	ready, both := errgroup.WithContext(ctx)
+	ready.Go(func() (err error) {
+		lease, err = h.takeLock(both, epoch)
+		return err
+	})
+	ready.Go(func() error {
+		if err := h.Postgres.SetQuorum(both, want); err != nil {
+			return err
+		}
+		return h.Postgres.Gate(both, false)
+	})
+	if err := ready.Wait(); err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
 	start, err := h.Postgres.Promote(ctx)
@@ -62,8 +69,8 @@ func (h *Handler) promote(ctx context.Context) error {
 		return fmt.Errorf("promote: %w", err)
 	}
 	h.Journal.Write("writable", epoch, fmt.Sprintf("%s accepts writes, confirmed by %s", h.Node, quorum), quorum)
-	ready := cluster.Leader{Node: h.Node, Epoch: epoch, Ready: true, Timeline: start.Timeline}
-	if err := lease.Update(ctx, ready); err != nil {
+	open := cluster.Leader{Node: h.Node, Epoch: epoch, Ready: true, Timeline: start.Timeline}
+	if err := lease.Update(ctx, open); err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
 	// Without it a former active that is rewound now would see the old

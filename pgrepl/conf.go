@@ -89,12 +89,13 @@ func checkParameters(p map[string]string) error {
 }
 
 // staticConf is conf.d/understudy.conf. raised are settings that a standby must
-// not have lower than its upstream.
-func (s *Server) staticConf(raised []setting) string {
+// not have lower than its upstream; sockets are the folders in which the host's
+// own programs look for the server.
+func (s *Server) staticConf(sockets string, raised []setting) string {
 	all := []setting{
 		{"listen_addresses", listenAddresses(s.Address)},
 		{"port", strconv.Itoa(s.Port)},
-		{"unix_socket_directories", s.SocketDir},
+		{"unix_socket_directories", socketDirs(s.SocketDir, sockets)},
 		{"hba_file", s.own("pg_hba.conf")},
 		{"ident_file", s.own("pg_ident.conf")},
 		{"ssl_ca_file", s.own("ca.crt")},
@@ -114,6 +115,17 @@ func (s *Server) staticConf(raised []setting) string {
 		}
 	}
 	return b.String()
+}
+
+// socketDirs puts our own socket beside those there were.
+func socketDirs(own, before string) string {
+	dirs := []string{own}
+	for d := range strings.SplitSeq(before, ",") {
+		if d = strings.TrimSpace(d); d != "" && !slices.Contains(dirs, d) {
+			dirs = append(dirs, d)
+		}
+	}
+	return strings.Join(dirs, ", ")
 }
 
 // listenAddresses are the node's address and loopback. Nodes that share a

@@ -16,6 +16,8 @@ import (
 type originals struct {
 	HBA   string `json:"hba_file"`
 	Ident string `json:"ident_file"`
+
+	Sockets string `json:"unix_socket_directories"`
 }
 
 func (s *Server) readOriginals() (originals, error) {
@@ -98,6 +100,9 @@ func (s *Server) recordOriginals(ctx context.Context) error {
 	if o.Ident, err = s.configured(ctx, "ident_file"); err != nil {
 		return err
 	}
+	if o.Sockets, err = s.configured(ctx, "unix_socket_directories"); err != nil {
+		return err
+	}
 	if o.HBA == s.own("pg_hba.conf") {
 		return fmt.Errorf("%s is gone, and with it the names of the original files; remove %s and try again",
 			s.own("original.json"), s.staticFile())
@@ -113,7 +118,11 @@ func (s *Server) recordOriginals(ctx context.Context) error {
 // that the data directory needs at least, because the primary it came from had
 // them, are raised; those that the operator gave by Parameters are left alone.
 func (s *Server) writeStatic(ctx context.Context) error {
-	if err := s.writeFile(s.staticFile(), s.staticConf(nil), 0o640); err != nil {
+	before, err := s.readOriginals()
+	if err != nil {
+		return err
+	}
+	if err := s.writeFile(s.staticFile(), s.staticConf(before.Sockets, nil), 0o640); err != nil {
 		return err
 	}
 	raised, err := s.raised(ctx)
@@ -121,7 +130,7 @@ func (s *Server) writeStatic(ctx context.Context) error {
 		return err
 	}
 	if len(raised) > 0 {
-		if err := s.writeFile(s.staticFile(), s.staticConf(raised), 0o640); err != nil {
+		if err := s.writeFile(s.staticFile(), s.staticConf(before.Sockets, raised), 0o640); err != nil {
 			return err
 		}
 	}

@@ -41,7 +41,7 @@ func TestParameters(t *testing.T) {
 func TestStaticConfHasEverySettingOnce(t *testing.T) {
 	s := testServer()
 	s.Parameters = map[string]string{"Max_Wal_Senders": "7", "application_name": "it's"}
-	text := s.staticConf([]setting{{"max_connections", "250"}, {"max_wal_senders", "30"}})
+	text := s.staticConf("/run/app, /run/own", []setting{{"max_connections", "250"}, {"max_wal_senders", "30"}})
 	seen := map[string]string{}
 	for line := range strings.Lines(text) {
 		if name, value, ok := strings.Cut(strings.TrimSpace(line), " = "); ok {

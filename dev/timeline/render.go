@@ -61,12 +61,10 @@ func Render(w io.Writer, s Style, number int, c Change, outage probe.Gap) {
 	waterfall(w, s, c, outage)
 	fmt.Fprintln(w)
 	for _, f := range facts(c, outage) {
-		for i, line := range wrap(f.text, Width-15) {
-			label := f.label
-			if i > 0 {
-				label = ""
-			}
+		label := f.label
+		for _, line := range wrap(f.text, Width-14, f.hang) {
 			fmt.Fprintf(w, "   %s %s\n", s.Dim(fmt.Sprintf("%-10s", label)), line)
+			label = ""
 		}
 	}
 }
@@ -95,7 +93,11 @@ func waterfall(w io.Writer, s Style, c Change, outage probe.Gap) {
 		if step.Name == "first write" {
 			mark = s.Good
 		}
-		fmt.Fprintf(w, "   %-12s %s  %-8s %s\n", step.Name, s.Bold(fmt.Sprintf("%9s", Millis(since))), step.Node, mark(bar))
+		name := step.Name
+		if name == Detected && c.Asked {
+			name = "asked"
+		}
+		fmt.Fprintf(w, "   %-12s %s  %-8s %s\n", name, s.Bold(fmt.Sprintf("%9s", Millis(since))), step.Node, mark(bar))
 		from = max(from, to)
 	}
 }
@@ -108,25 +110,33 @@ func Millis(d time.Duration) string {
 	return fmt.Sprintf("%.1f s", d.Seconds())
 }
 
-type fact struct{ label, text string }
+// fact is a line, or more where its text is long; all but the first have hang
+// spaces in front.
+type fact struct {
+	label, text string
+	hang        int
+}
 
 // facts are the lines below the waterfall.
 func facts(c Change, outage probe.Gap) []fact {
 	var out []fact
-	add := func(label, format string, args ...any) { out = append(out, fact{label, fmt.Sprintf(format, args...)}) }
+	add := func(label, format string, args ...any) {
+		out = append(out, fact{label, fmt.Sprintf(format, args...), 0})
+	}
 	for i, a := range c.Answers {
 		label := "answered"
 		if i > 0 {
 			label = ""
 		}
-		add(label, "%-8s %s%s", a.Node, a.Position, fate(c, a))
+		said := fmt.Sprintf("%-8s %s  ", a.Node, a.Position)
+		out = append(out, fact{label, said + fate(c, a), len(said)})
 	}
 	add("because", "%s, says %s", c.Reason, c.By)
 	if c.Wasted > 0 {
-		add("before", "%d elections whose winner did not become writable", c.Wasted)
+		add("before", "elections whose winner did not become writable: %d", c.Wasted)
 	}
 	if c.Later > 0 {
-		add("after", "%d more elections, which nothing here asked for", c.Later)
+		add("after", "more elections, which nothing here asked for: %d", c.Later)
 	}
 	if c.Start.Timeline > 0 {
 		add("timeline", "%d begins at %s; commits are confirmed by %s", c.Start.Timeline, c.Start.LSN, c.Quorum)
@@ -157,27 +167,28 @@ func facts(c Change, outage probe.Gap) []fact {
 // fate says what the election thought of an answer.
 func fate(c Change, a cluster.Answer) string {
 	if a.Node == c.Winner {
-		return "  <- elected"
+		return "<- elected"
 	}
 	for _, p := range c.Passed {
 		if p.Node == a.Node {
-			return "  " + p.Reason
+			return p.Reason
 		}
 	}
 	return ""
 }
 
 // wrap breaks a text into lines of at most width columns, at spaces where there
-// are any. Spaces within a line stay as they are.
-func wrap(text string, width int) []string {
+// are any. Spaces within a line stay as they are; hang of them are put before each
+// line but the first.
+func wrap(text string, width, hang int) []string {
 	var lines []string
 	for len(text) > width {
 		cut := strings.LastIndex(text[:width+1], " ")
-		if cut <= 0 {
+		if cut <= hang {
 			cut = width
 		}
 		lines = append(lines, strings.TrimRight(text[:cut], " "))
-		text = strings.TrimLeft(text[cut:], " ")
+		text = strings.Repeat(" ", hang) + strings.TrimLeft(text[cut:], " ")
 	}
-	return append(lines, text)
+	return append(lines, strings.TrimRight(text, " "))
 }

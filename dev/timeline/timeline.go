@@ -6,6 +6,7 @@ package timeline
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,7 +31,7 @@ type Step struct {
 
 // The names of steps, in their order.
 const (
-	Detected = "detected" // an election begins, or the hand-over
+	Detected = "detected" // an election begins, which may be that of a hand-over
 	Elected  = "elected"
 	Locked   = "locked"
 	Promoted = "promoted"
@@ -53,7 +54,8 @@ type Change struct {
 	Winner  string        // empty: nobody has become writable
 	By      string        // who held the election
 	Reason  string
-	Answers []cluster.Answer
+	Asked   bool             // by an operator: it is a hand-over
+	Answers []cluster.Answer // by name
 	Passed  []cluster.Passed
 	Wasted  int // elections before, whose winner did not become writable
 	Later   int // elections after, which nobody asked for
@@ -105,6 +107,9 @@ func (c *Change) read(e registry.Event) error {
 			return err
 		}
 	}
+	if e.Kind == "handover" && e.Epoch == c.Before {
+		c.Asked = true
+	}
 	if c.Winner == "" || e.Epoch != c.Epoch {
 		return nil
 	}
@@ -115,6 +120,7 @@ func (c *Change) read(e registry.Event) error {
 			return err
 		}
 		c.By, c.Reason, c.Answers, c.Passed = e.Node, because(e.Message), d.Answers, d.Passed
+		slices.SortFunc(c.Answers, func(a, b cluster.Answer) int { return strings.Compare(a.Node, b.Node) })
 		c.step(Detected, d.Detected, e.Node)
 		c.step(Elected, e.At, c.Winner)
 	case "lock":
