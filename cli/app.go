@@ -7,10 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	urfave "github.com/urfave/cli/v2"
 
+	"github.com/understudy-ha/understudy/certs"
+	"github.com/understudy-ha/understudy/cli/lateflags"
 	"github.com/understudy-ha/understudy/dev"
+	"github.com/understudy-ha/understudy/membership"
 	"github.com/understudy-ha/understudy/node"
 )
 
@@ -38,7 +42,7 @@ func ExitCode(err error) int {
 	switch {
 	case err == nil:
 		return 0
-	case errors.As(err, &usage):
+	case errors.As(err, &usage), errors.Is(err, membership.ErrUsage), errors.Is(err, certs.ErrMistyped):
 		return exitUsage
 	case errors.Is(err, errNoActive):
 		return exitNoActive
@@ -59,6 +63,8 @@ func App() *urfave.App {
 		EnableBashCompletion: true,
 		Suggest:              true,
 		HideHelpCommand:      true,
+		// An option's value may have commas.
+		DisableSliceFlagSeparator: true,
 		Flags: []urfave.Flag{
 			&urfave.StringFlag{Name: "root", Value: "/", EnvVars: []string{"UNDERSTUDY_ROOT"},
 				Usage: "act as on the node whose paths are all under `DIR`"},
@@ -102,12 +108,17 @@ func unknownCommand(c *urfave.Context) error {
 	return urfave.ShowSubcommandHelp(c)
 }
 
-// exactly refuses another number of arguments than those named.
-func exactly(c *urfave.Context, names ...string) error {
-	if c.NArg() != len(names) {
-		return usagef("%d arguments given, %d wanted: %s %v", c.NArg(), len(names), c.Command.HelpName, names)
+// exactly returns the arguments, as many as are named. Flags may stand behind
+// them too.
+func exactly(c *urfave.Context, names ...string) ([]string, error) {
+	args, err := lateflags.Args(c)
+	if err != nil {
+		return nil, usagef("%w; see '%s --help'", err, c.Command.HelpName)
 	}
-	return nil
+	if len(args) != len(names) {
+		return nil, usagef("%d arguments given, %d wanted: %s %s", len(args), len(names), c.Command.HelpName, strings.Join(names, " "))
+	}
+	return args, nil
 }
 
 func out(c *urfave.Context) io.Writer { return c.App.Writer }

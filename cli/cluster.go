@@ -44,7 +44,7 @@ func startCommand() *urfave.Command {
 		UsageText: "understudy cluster start [options]\n\nexample: understudy cluster start --cluster-host-ip 10.0.0.1 --cluster-node-name alpha",
 		Flags:     identityFlags(),
 		Action: func(c *urfave.Context) error {
-			if err := exactly(c); err != nil {
+			if _, err := exactly(c); err != nil {
 				return err
 			}
 			o, err := checked(c.StringSlice("options"), false)
@@ -73,11 +73,15 @@ func joinCommand() *urfave.Command {
 		UsageText: "understudy cluster join [options] --token TOKEN ADDRESS\n\nADDRESS is the IP of any manager of the cluster; TOKEN comes from 'understudy cluster token create' there.\n\n" +
 			"example: understudy cluster join --cluster-host-ip 10.0.0.2 --cluster-node-name beta --token TOKEN 10.0.0.1",
 		Flags: append(identityFlags(),
-			&urfave.StringFlag{Name: "token", Required: true, Usage: "the join `TOKEN`", EnvVars: []string{"UNDERSTUDY_TOKEN"}},
-			&urfave.StringFlag{Name: "kind", Value: string(cluster.Manager), Usage: "`KIND` of member: manager"}),
+			&urfave.StringFlag{Name: "token", Usage: "the join `TOKEN`", EnvVars: []string{"UNDERSTUDY_TOKEN"}},
+			&urfave.StringFlag{Name: "kind", Usage: "`KIND` of member: manager (default: node.kind of understudy.yaml)"}),
 		Action: func(c *urfave.Context) error {
-			if err := exactly(c, "ADDRESS"); err != nil {
+			args, err := exactly(c, "ADDRESS")
+			if err != nil {
 				return err
+			}
+			if c.String("token") == "" {
+				return usagef("--token is missing: 'understudy cluster token create' on a member makes one")
 			}
 			o, err := checked(c.StringSlice("options"), true)
 			if err != nil {
@@ -87,7 +91,7 @@ func joinCommand() *urfave.Command {
 			if err != nil {
 				return err
 			}
-			r.Token, r.Contact, r.Kind = c.String("token"), c.Args().First(), cluster.Kind(c.String("kind"))
+			r.Token, r.Contact, r.Kind = c.String("token"), args[0], cluster.Kind(c.String("kind"))
 			ctx, cancel := withTimeout(c)
 			defer cancel()
 			p := newProgress(c)
@@ -130,7 +134,7 @@ func explain(err error, command string, h *node.Host) error {
 		return err
 	case errors.Is(err, context.Canceled):
 		return fmt.Errorf("interrupted; 'understudy cluster %s' with the same options goes on from here", command)
-	case len(h.Record.Done) > 0:
+	case len(h.Record.Done) > 1:
 		return fmt.Errorf("%w\nWhat was done is kept: remove the cause and repeat the same command, it goes on from here.", err)
 	}
 	return err
@@ -148,8 +152,13 @@ func openMember(c *urfave.Context) (*member, error) {
 	if err != nil {
 		return nil, err
 	}
-	if h.Record.Node.Name == "" {
+	switch r := h.Record; {
+	case r.Node.Name == "" || len(r.Done) <= 1:
 		return nil, node.ErrNotMember
+	case r.Removed:
+		return nil, fmt.Errorf("%s was removed from the cluster; to join again, empty this host and use 'understudy cluster join'", r.Node.Name)
+	case !r.Member:
+		return nil, fmt.Errorf("an unfinished 'understudy cluster %s' is on this host; repeat that command to finish it", r.Command)
 	}
 	m := &member{host: h}
 	if m.reg, err = h.Registry(); err != nil {

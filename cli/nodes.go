@@ -64,7 +64,7 @@ func nodesCommand() *urfave.Command {
 }
 
 func listNodes(c *urfave.Context) error {
-	if err := exactly(c); err != nil {
+	if _, err := exactly(c); err != nil {
 		return err
 	}
 	m, err := openMember(c)
@@ -180,7 +180,8 @@ func sumUp(health map[string]registry.CheckState, checks []string) string {
 }
 
 func getNode(c *urfave.Context) error {
-	if err := exactly(c, "NAME"); err != nil {
+	args, err := exactly(c, "NAME")
+	if err != nil {
 		return err
 	}
 	m, err := openMember(c)
@@ -192,7 +193,7 @@ func getNode(c *urfave.Context) error {
 	if err != nil {
 		return err
 	}
-	name := c.Args().First()
+	name := args[0]
 	i := slices.IndexFunc(rows, func(r nodeRow) bool { return r.Name == name })
 	if i < 0 {
 		return unknownNode(name)
@@ -229,7 +230,8 @@ func unknownNode(name string) error {
 }
 
 func updateNode(c *urfave.Context) error {
-	if err := exactly(c, "NAME"); err != nil {
+	args, err := exactly(c, "NAME")
+	if err != nil {
 		return err
 	}
 	o, err := checked(c.StringSlice("options"), true)
@@ -237,14 +239,14 @@ func updateNode(c *urfave.Context) error {
 		return err
 	}
 	if len(o) == 0 {
-		return usagef("nothing to change: give --options before the NAME")
+		return usagef("nothing to change: give --options")
 	}
 	m, err := openMember(c)
 	if err != nil {
 		return err
 	}
 	defer m.close()
-	name := c.Args().First()
+	name := args[0]
 	view, err := m.view(c.Context)
 	if err != nil {
 		return err
@@ -263,7 +265,8 @@ func updateNode(c *urfave.Context) error {
 }
 
 func removeNode(c *urfave.Context) error {
-	if err := exactly(c, "NAME"); err != nil {
+	args, err := exactly(c, "NAME")
+	if err != nil {
 		return err
 	}
 	m, err := openMember(c)
@@ -275,7 +278,7 @@ func removeNode(c *urfave.Context) error {
 	if err != nil {
 		return err
 	}
-	name := c.Args().First()
+	name := args[0]
 	if _, ok := view.Nodes[name]; !ok {
 		return unknownNode(name)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/goccy/go-yaml"
 	urfave "github.com/urfave/cli/v2"
 
+	"github.com/understudy-ha/understudy/cli/lateflags"
 	"github.com/understudy-ha/understudy/cluster"
 )
 
@@ -127,7 +128,7 @@ func optionsCommand() *urfave.Command {
 }
 
 func listOptions(c *urfave.Context) error {
-	if err := exactly(c); err != nil {
+	if _, err := exactly(c); err != nil {
 		return err
 	}
 	m, err := openMember(c)
@@ -158,10 +159,14 @@ func scope(o cluster.Option) string {
 }
 
 func setOptions(c *urfave.Context) error {
-	if c.NArg() == 0 {
+	args, err := lateflags.Args(c)
+	if err != nil {
+		return usagef("%w; see '%s --help'", err, c.Command.HelpName)
+	}
+	if len(args) == 0 {
 		return usagef("nothing to set; see '%s --help'", c.Command.HelpName)
 	}
-	o, err := checked(c.Args().Slice(), false)
+	o, err := checked(args, false)
 	if err != nil {
 		return err
 	}

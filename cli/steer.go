@@ -30,7 +30,7 @@ func statusCommand() *urfave.Command {
 		UsageText: "understudy cluster status [--json]\n\nexample: understudy cluster status",
 		Flags:     []urfave.Flag{jsonFlag()},
 		Action: func(c *urfave.Context) error {
-			if err := exactly(c); err != nil {
+			if _, err := exactly(c); err != nil {
 				return err
 			}
 			m, err := openMember(c)
@@ -80,7 +80,8 @@ func setActiveCommand() *urfave.Command {
 }
 
 func setActive(c *urfave.Context) error {
-	if err := exactly(c, "NAME"); err != nil {
+	args, err := exactly(c, "NAME")
+	if err != nil {
 		return err
 	}
 	m, err := openMember(c)
@@ -94,7 +95,7 @@ func setActive(c *urfave.Context) error {
 	if err != nil {
 		return err
 	}
-	target := c.Args().First()
+	target := args[0]
 	if _, ok := view.Nodes[target]; !ok {
 		return unknownNode(target)
 	}
@@ -129,7 +130,7 @@ func eventsCommand() *urfave.Command {
 			&urfave.DurationFlag{Name: "since", Value: 24 * time.Hour, Usage: "not older than this `TIME`"},
 			&urfave.BoolFlag{Name: "follow", Usage: "go on with what happens from now on"}},
 		Action: func(c *urfave.Context) error {
-			if err := exactly(c); err != nil {
+			if _, err := exactly(c); err != nil {
 				return err
 			}
 			m, err := openMember(c)

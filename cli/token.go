@@ -33,13 +33,16 @@ func tokenCommand() *urfave.Command {
 }
 
 func createToken(c *urfave.Context) error {
-	if err := exactly(c); err != nil {
+	if _, err := exactly(c); err != nil {
 		return err
 	}
 	if name := c.String("node"); name != "" {
 		if err := cluster.CheckName(name); err != nil {
 			return usagef("--node: %w", err)
 		}
+	}
+	if kind := c.String("kind"); cluster.Kind(kind) != cluster.Manager {
+		return usagef("--kind %q: every member is a manager", kind)
 	}
 	if c.Duration("ttl") <= 0 {
 		return usagef("--ttl must be positive")
@@ -83,7 +86,7 @@ type tokenRow struct {
 }
 
 func listTokens(c *urfave.Context) error {
-	if err := exactly(c); err != nil {
+	if _, err := exactly(c); err != nil {
 		return err
 	}
 	m, err := openMember(c)
@@ -111,7 +114,8 @@ func listTokens(c *urfave.Context) error {
 }
 
 func revokeToken(c *urfave.Context) error {
-	if err := exactly(c, "ID"); err != nil {
+	args, err := exactly(c, "ID")
+	if err != nil {
 		return err
 	}
 	m, err := openMember(c)
@@ -119,10 +123,10 @@ func revokeToken(c *urfave.Context) error {
 		return err
 	}
 	defer m.close()
-	if err := m.reg.RevokeToken(c.Context, c.Args().First()); err != nil {
+	if err := m.reg.RevokeToken(c.Context, args[0]); err != nil {
 		return err
 	}
-	fmt.Fprintf(out(c), "token %s is revoked\n", c.Args().First())
+	fmt.Fprintf(out(c), "token %s is revoked\n", args[0])
 	return nil
 }
 

@@ -35,7 +35,7 @@ func KnownOptions() []Option {
 		{"consul_raft_multiplier", "1", "factor", true,
 			"Consul's raft_multiplier: stretches the timing of its own elections; takes effect when Consul restarts", raftFactor},
 		{"file_rescan_interval", "60s", "duration", true,
-			"how often every synced folder is scanned in full, beside the changes that the kernel reports", positive},
+			"how often every synced folder is scanned in full, beside the changes that the kernel reports; takes effect when file-sync restarts", positive},
 		{"max_lag_on_failover", "1048576", "bytes", false,
 			"with sync_mode async: a standby that is further behind the last known position of the active is not promoted", count},
 		{"minority_after", "10s", "duration", true,

@@ -14,6 +14,8 @@ import (
 	"text/tabwriter"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/understudy-ha/understudy/cli/lateflags"
 )
 
 // The exit codes of the dev commands; see docs/operations.md.
@@ -55,7 +57,7 @@ func example(lines ...string) string {
 // Flags may come after the arguments too.
 func action(least, most int, do func(c *cli.Context, args []string) error) cli.ActionFunc {
 	return func(c *cli.Context) error {
-		args, err := lateFlags(c)
+		args, err := lateflags.Args(c)
 		if err == nil && (len(args) < least || len(args) > most) {
 			err = fmt.Errorf("%w: want 'understudy dev %s'", ErrUsage, strings.TrimSpace(c.Command.Name+" "+c.Command.ArgsUsage))
 		}
@@ -66,43 +68,11 @@ func action(least, most int, do func(c *cli.Context, args []string) error) cli.A
 	}
 }
 
-// lateFlags sets the flags that stand behind the first argument, which the
-// parser leaves alone, and returns the arguments without them.
-func lateFlags(c *cli.Context) ([]string, error) {
-	var args []string
-	rest := c.Args().Slice()
-	for len(rest) > 0 {
-		word := rest[0]
-		rest = rest[1:]
-		if !strings.HasPrefix(word, "-") {
-			args = append(args, word)
-			continue
-		}
-		name, value, given := strings.Cut(strings.TrimLeft(word, "-"), "=")
-		i := slices.IndexFunc(c.Command.Flags, func(f cli.Flag) bool { return slices.Contains(f.Names(), name) })
-		if i < 0 {
-			return nil, fmt.Errorf("%w: there is no flag %s", ErrUsage, word)
-		}
-		if _, isBool := c.Command.Flags[i].(*cli.BoolFlag); isBool && !given {
-			value, given = "true", true
-		}
-		if !given && len(rest) > 0 {
-			value, rest = rest[0], rest[1:]
-		} else if !given {
-			return nil, fmt.Errorf("%w: %s needs a value", ErrUsage, word)
-		}
-		if err := c.Set(name, value); err != nil {
-			return nil, fmt.Errorf("%w: %s: %w", ErrUsage, word, err)
-		}
-	}
-	return args, nil
-}
-
 func exit(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, ErrUsage), errors.Is(err, ErrNoNode):
+	case errors.Is(err, ErrUsage), errors.Is(err, ErrNoNode), errors.Is(err, lateflags.ErrFlag):
 		return cli.Exit(err, exitUsage)
 	case errors.Is(err, context.DeadlineExceeded):
 		return cli.Exit(err, exitTimeout)

@@ -28,7 +28,8 @@ func (h *Handler) act(ctx context.Context, a cluster.Action, o cluster.Observati
 		}
 	case cluster.Run:
 		if h.rested() {
-			h.job.start(ctx, a, h.elect, h.elected)
+			vacant := o.View.NextMaster.Epoch
+			h.job.start(ctx, a, func(ctx context.Context) error { return h.elect(ctx, vacant) }, h.elected)
 		}
 	case cluster.Rejoin:
 		if h.rested() {
@@ -157,11 +158,28 @@ func (h *Handler) rejoin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	h.setUpstream(0)
+	if err := h.settle(ctx, view.Leader.Epoch); err != nil {
+		return err
+	}
 	if err := h.Units.Start(ctx, h.PostgresUnit); err != nil {
 		return err
 	}
 	return h.awaitFollowing(ctx)
+}
+
+// settle keeps a promise that was made while the directory was being mended: the
+// server, mended to follow the active of that epoch, must not when it starts.
+func (h *Handler) settle(ctx context.Context, epoch cluster.Epoch) error {
+	h.moving.Lock()
+	defer h.moving.Unlock()
+	h.setUpstream(0)
+	if _, d, _ := h.snapshot(); d.Promise <= epoch {
+		return nil
+	}
+	if _, err := h.Replication.Detach(ctx); err != nil && !errors.Is(err, ErrNotRunning) {
+		return err
+	}
+	return nil
 }
 
 // forked says that the local WAL left the active's line, which a rewind mends;

@@ -42,7 +42,7 @@ func (h *Handler) Detach(ctx context.Context, epoch cluster.Epoch) (cluster.Answ
 // answer tells the final position. The caller holds moving and has promised.
 func (h *Handler) answer(ctx context.Context, promise cluster.Epoch) (cluster.Answer, error) {
 	_, _, db := h.snapshot()
-	a := cluster.Answer{Node: h.Node, Epoch: promise, SystemID: db.SystemID, Files: h.Files().Complete}
+	a := cluster.Answer{Node: h.Node, Epoch: promise, SystemID: db.SystemID, Seen: db.Seen, Files: h.Files().Complete}
 	pos, err := h.Replication.Detach(ctx)
 	if err != nil {
 		return a, fmt.Errorf("detach for epoch %d: %w", promise, err)
@@ -72,16 +72,16 @@ func (h *Handler) problem(ctx context.Context) string {
 	return ""
 }
 
-// elect asks every manager to detach for the next epoch and names the winner.
-// Every standby does so at the same time; whoever writes first names the same
-// node as the others would.
-func (h *Handler) elect(ctx context.Context) error {
+// elect asks every manager to detach for the epoch after the vacant one and names
+// the winner. Every standby does so at the same time; whoever writes first names
+// the same node as the others would.
+func (h *Handler) elect(ctx context.Context, vacant cluster.Epoch) error {
 	began := time.Now()
 	view, err := h.Store.View(ctx)
 	if err != nil {
 		return fmt.Errorf("election: %w", err)
 	}
-	if seen, _, _ := h.snapshot(); view.Leader.Held || view.NextMaster.Epoch != seen.NextMaster.Epoch {
+	if view.Leader.Held || view.NextMaster.Epoch != vacant {
 		return nil // another was quicker; the watch brings it
 	}
 	b := cluster.Ballot{View: view, Epoch: h.nextEpoch(view)}
@@ -125,8 +125,9 @@ func (h *Handler) ballot(ctx context.Context, b cluster.Ballot, began time.Time)
 }
 
 // ask collects the answers of all managers that b lacks. It returns when all
-// have answered or failed, or, once the answers are enough, when answerWithin
-// has passed.
+// have answered or failed; or, once the answers are enough, when only the node
+// that was active is missing, which is most likely dead and whose unacknowledged
+// WAL nobody needs, or when answerWithin has passed.
 func (h *Handler) ask(ctx context.Context, b cluster.Ballot) []cluster.Answer {
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
@@ -136,25 +137,30 @@ func (h *Handler) ask(ctx context.Context, b cluster.Ballot) []cluster.Answer {
 			asked = append(asked, name)
 		}
 	}
-	replies := make(chan cluster.Answer, len(asked))
+	replies := make(chan reply, len(asked))
 	for _, name := range asked {
-		go func() { replies <- h.askOne(ctx, b.View.Nodes[name], b.Epoch) }()
+		go func() {
+			a, ok := h.askOne(ctx, b.View.Nodes[name], b.Epoch)
+			replies <- reply{a, name, ok}
+		}()
 	}
 	patience := time.NewTimer(answerWithin)
 	defer patience.Stop()
 	var answers []cluster.Answer
-	for heard, late := 0, false; heard < len(asked); {
+	missing := slices.Clone(asked)
+	for late := false; len(missing) > 0; {
 		select {
-		case a := <-replies:
-			heard++
-			if a.Node != "" {
-				answers = append(answers, a)
+		case r := <-replies:
+			missing = slices.DeleteFunc(missing, func(n string) bool { return n == r.from })
+			if r.ok {
+				answers = append(answers, r.Answer)
 			}
 		case <-patience.C:
 			late = true
 		}
 		rest := b
 		rest.Answers = slices.Concat(b.Answers, answers)
+		late = late || slices.Equal(missing, []string{b.View.NextMaster.Node})
 		if late && cluster.Elect(rest).Winner != "" {
 			break
 		}
@@ -162,8 +168,15 @@ func (h *Handler) ask(ctx context.Context, b cluster.Ballot) []cluster.Answer {
 	return answers
 }
 
-// askOne returns the answer of one node, or none.
-func (h *Handler) askOne(ctx context.Context, node cluster.Node, epoch cluster.Epoch) cluster.Answer {
+// reply is what came of asking one node.
+type reply struct {
+	cluster.Answer
+	from string
+	ok   bool
+}
+
+// askOne returns the answer of one node, if it gave one.
+func (h *Handler) askOne(ctx context.Context, node cluster.Node, epoch cluster.Epoch) (cluster.Answer, bool) {
 	var a cluster.Answer
 	var err error
 	if node.Name == h.Node {
@@ -173,9 +186,8 @@ func (h *Handler) askOne(ctx context.Context, node cluster.Node, epoch cluster.E
 	}
 	if err != nil {
 		h.Log.Info("no answer", "node", node.Name, "epoch", epoch, "error", err)
-		return cluster.Answer{}
 	}
-	return a
+	return a, err == nil
 }
 
 // elected ends a round of electing. One that named nobody is repeated soon.

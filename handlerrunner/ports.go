@@ -56,8 +56,9 @@ type Database struct {
 	Primary   cluster.Tri
 	Position  cluster.Position // durable end of WAL; zero while unknown
 	SystemID  string
-	Upstream  string // address that it streams from; empty: it does not
-	Lag       int64  // bytes behind the upstream's last word
+	Upstream  string      // address that it streams from; empty: it does not
+	Lag       int64       // bytes behind the upstream's last word
+	Seen      cluster.LSN // the upstream's last word: its end of WAL
 	InEffect  cluster.Quorum
 	Standbys  []Downstream // on a primary
 	Streaming bool         // its receiver runs

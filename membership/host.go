@@ -66,8 +66,8 @@ func freePorts(h *node.Host) []error {
 	return taken
 }
 
-// startConsul writes the agent's configuration and waits until it votes.
-func startConsul(ctx context.Context, h *node.Host) error {
+// ConfigureConsul writes the agent's configuration.
+func ConfigureConsul(h *node.Host) error {
 	agent, err := h.Agent()
 	if err != nil {
 		return err
@@ -76,10 +76,15 @@ func startConsul(ctx context.Context, h *node.Host) error {
 	if err != nil {
 		return err
 	}
+	return statefile.WriteText(h.Layout.ConsulConfig(), text, 0o640)
+}
+
+// startConsul configures the agent and waits until it votes.
+func startConsul(ctx context.Context, h *node.Host) error {
 	if err := os.MkdirAll(h.Layout.ConsulData(), 0o750); err != nil {
 		return fmt.Errorf("make Consul's data folder: %w", err)
 	}
-	if err := statefile.WriteText(h.Layout.ConsulConfig(), text, 0o640); err != nil {
+	if err := ConfigureConsul(h); err != nil {
 		return err
 	}
 	units := h.Units()

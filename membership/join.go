@@ -29,7 +29,7 @@ func Join(ctx context.Context, h *node.Host, r Request, show Progress, progress 
 	if err != nil {
 		return err
 	}
-	if err := begin(h, "join", r); err != nil {
+	if err := begin(ctx, h, "join", r); err != nil {
 		return err
 	}
 	h.Record.Node.Options = r.Options
@@ -54,7 +54,7 @@ func contactAddress(h *node.Host, s string) (string, error) {
 		host, port = s, strconv.Itoa(h.Config.APIPort())
 	}
 	if err := cluster.CheckAddress(host); err != nil {
-		return "", fmt.Errorf("ADDRESS: %w", err)
+		return "", fmt.Errorf("%w: ADDRESS: %w", ErrUsage, err)
 	}
 	return net.JoinHostPort(host, port), nil
 }

@@ -21,7 +21,7 @@ func Start(ctx context.Context, h *node.Host, r Request, show Progress) error {
 	if err := cluster.CheckOptions(r.Options, false); err != nil {
 		return err
 	}
-	if err := begin(h, "start", r); err != nil {
+	if err := begin(ctx, h, "start", r); err != nil {
 		return err
 	}
 	s := starting{h}
@@ -41,9 +41,6 @@ func Start(ctx context.Context, h *node.Host, r Request, show Progress) error {
 type starting struct{ h *node.Host }
 
 func (s starting) check(ctx context.Context) error {
-	if s.h.Record.Node.Kind != cluster.Manager {
-		return errors.New("a runner cannot start a cluster; start it on a manager and join this host with --kind runner")
-	}
 	if err := preflight(ctx, s.h); err != nil {
 		return err
 	}

@@ -8,12 +8,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/config"
 	"github.com/understudy-ha/understudy/node"
+	"github.com/understudy-ha/understudy/packaging"
 )
 
 // ErrMember is the error of start and join on a host that is a member already.
@@ -61,31 +64,59 @@ type Request struct {
 	Contact string // join: IP, or IP:port of the API, of a member
 }
 
+// ErrUsage is the error of a request that can work on no host.
+var ErrUsage = errors.New("wrong usage")
+
 // begin fills the record of a host on which start or join has not come far, and
-// refuses what does not go with what was begun.
-func begin(h *node.Host, command string, r Request) error {
+// refuses what does not go with what was begun. As long as nothing but the host
+// was looked at, nothing was begun: another command, name or address may follow.
+func begin(ctx context.Context, h *node.Host, command string, r Request) error {
 	rec := &h.Record
 	if rec.Removed {
-		*rec = node.Record{}
+		if err := forget(ctx, h); err != nil {
+			return err
+		}
 	}
 	if rec.Member {
 		return fmt.Errorf("%w: it is %s", ErrMember, rec.Node.Name)
-	}
-	if rec.Command != "" && rec.Command != command {
-		return fmt.Errorf("an unfinished 'understudy cluster %s' is on this host; repeat that command to finish it", rec.Command)
 	}
 	n, err := identity(h, r)
 	if err != nil {
 		return err
 	}
-	if rec.Command == command && (rec.Node.Name != n.Name || rec.Node.Address != n.Address) {
-		if r.Name != "" && r.Name != rec.Node.Name || r.Address != "" && r.Address != rec.Node.Address {
-			return fmt.Errorf("an unfinished 'understudy cluster %s' as %s at %s is on this host; repeat it with that name and address", command, rec.Node.Name, rec.Node.Address)
-		}
+	begun := len(rec.Done) > 1
+	switch {
+	case !begun:
+		*rec = node.Record{Command: command, Node: n}
 		return nil
+	case rec.Command != command:
+		return fmt.Errorf("an unfinished 'understudy cluster %s' is on this host; repeat that command to finish it", rec.Command)
+	case r.Name != "" && r.Name != rec.Node.Name || r.Address != "" && r.Address != rec.Node.Address:
+		return fmt.Errorf("an unfinished 'understudy cluster %s' as %s at %s is on this host; repeat it with that name and address", command, rec.Node.Name, rec.Node.Address)
 	}
-	rec.Command, rec.Node = command, n
-	return rec.Save(h.Layout.Membership())
+	return nil
+}
+
+// forget makes a host that was removed one that knows of no cluster. Its database
+// and its files stay as they are, and join refuses them until they are emptied.
+func forget(ctx context.Context, h *node.Host) error {
+	units := h.Units()
+	for _, u := range packaging.Daemons() {
+		if err := errors.Join(units.Disable(ctx, u), units.Stop(ctx, u)); err != nil {
+			return fmt.Errorf("forget the former cluster: %w", err)
+		}
+	}
+	sync := h.Layout.FileSync() // but for the versions that it keeps
+	for _, old := range []string{
+		h.Layout.ConsulData(), h.Layout.ConsulConfig(), h.Layout.Handler(),
+		filepath.Join(sync, "index"), filepath.Join(sync, "folders"), filepath.Join(sync, "peers.json"),
+	} {
+		if err := os.RemoveAll(old); err != nil {
+			return fmt.Errorf("forget the former cluster: %w", err)
+		}
+	}
+	h.Record = node.Record{}
+	return h.Record.Save(h.Layout.Membership())
 }
 
 // identity works out what this host is called and where it is reached.
@@ -97,14 +128,17 @@ func identity(h *node.Host, r Request) (cluster.Node, error) {
 	if r.Kind != "" {
 		n.Kind = r.Kind
 	}
+	if n.Kind != cluster.Manager {
+		return n, fmt.Errorf("%w: --kind %q: every member is a manager", ErrUsage, n.Kind)
+	}
 	if n.Address == "" {
 		n.Address = h.Config.Node.Address
 	}
 	if n.Address == "" {
-		return n, errors.New("no address is known for this host: give --cluster-host-ip, an IP address that the other members reach")
+		return n, fmt.Errorf("%w: no address is known for this host; give --cluster-host-ip, an IP address that the other members reach", ErrUsage)
 	}
 	if err := cluster.CheckAddress(n.Address); err != nil {
-		return n, fmt.Errorf("--cluster-host-ip: %w", err)
+		return n, fmt.Errorf("%w: --cluster-host-ip: %w", ErrUsage, err)
 	}
 	if n.Name == "" {
 		n.Name = h.Config.Node.Name

@@ -103,7 +103,7 @@ func (h *Host) Agent() (registry.AgentConfig, error) {
 		Name: n.Name, Address: n.Address, Kind: n.Kind, DataDir: h.Layout.ConsulData(),
 		Bootstrap: h.Record.Command == "start", Join: h.Record.Members, GossipKey: gossip,
 		CAFile: h.Certs.CAFile(), CertFile: h.Certs.CertFile(), KeyFile: h.Certs.KeyFile(),
-		RaftMultiplier: int(h.Record.Info.Options.Int("consul_raft_multiplier")),
+		RaftMultiplier: int(h.Record.Options().Int("consul_raft_multiplier")),
 	}, nil
 }
 

@@ -35,6 +35,9 @@ func LoadRecord(file string) (Record, error) {
 	return r, err
 }
 
+// Options are those that were in force when the record was last written.
+func (r Record) Options() cluster.Options { return r.Info.Options.With(r.Node.Options) }
+
 // Save keeps the record, readable by every user of the host.
 func (r Record) Save(file string) error { return statefile.WriteMode(file, r, 0o644) }
 

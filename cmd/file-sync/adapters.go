@@ -38,7 +38,7 @@ func options(h *node.Host) (filesync.Options, error) {
 		Listen:      net.JoinHostPort(h.Record.Node.Address, strconv.Itoa(config.FileSyncPort)),
 		Certificate: cert, CA: pool, StateDir: h.Layout.FileSync(),
 		Ownership: os.Geteuid() == 0, Logger: h.Log,
-		RescanInterval: h.Record.Info.Options.With(h.Record.Node.Options).Duration("file_rescan_interval"),
+		RescanInterval: h.Record.Options().Duration("file_rescan_interval"),
 	}
 	for _, f := range h.Config.Files {
 		id, err := filesync.FolderID(h.Layout.Root, f.Path)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"syscall"
 	"time"
 
@@ -71,11 +72,27 @@ func (s store) Watch(ctx context.Context, see func(cluster.View, bool)) error {
 		if err != nil {
 			s.host.Log.Error("registry", "error", err)
 		}
+		s.reconfigure(v)
 		see(v, err == nil)
 	}, func(err error) {
 		s.host.Log.Debug("registry", "error", err)
 		see(cluster.View{}, false)
 	})
+}
+
+// reconfigure keeps the options where what starts before the registry can be read
+// finds them: the record, and Consul's configuration.
+func (s store) reconfigure(v cluster.View) {
+	now, rec := v.Options(s.host.Record.Node.Name), &s.host.Record
+	if v.Info == nil || maps.Equal(now, rec.Options()) {
+		return
+	}
+	rec.Info.Options, rec.Node.Options = v.Info.Options, v.Nodes[rec.Node.Name].Options
+	err := rec.Save(s.host.Layout.Membership())
+	if err == nil {
+		err = membership.ConfigureConsul(s.host)
+	}
+	s.host.Log.Info("options changed", "options", now, "error", err)
 }
 
 func (s store) View(ctx context.Context) (cluster.View, error) {
@@ -131,7 +148,7 @@ func (p postgres) Observe(ctx context.Context) (handlerrunner.Database, error) {
 	o := p.Server.Observe(ctx)
 	d := handlerrunner.Database{
 		Primary: o.Primary, Position: o.Position, SystemID: o.SystemID,
-		Upstream: o.Upstream, Streaming: o.Streaming(),
+		Upstream: o.Upstream, Streaming: o.Streaming(), Seen: o.UpstreamEnd,
 	}
 	switch o.State {
 	case pgrepl.StateUp:

@@ -151,7 +151,7 @@ func residentBytes(pid int) (int64, error) {
 }
 
 func (i Idle) print(w io.Writer) {
-	fmt.Fprintf(w, "\nour daemons at rest, over %.0f s: worst node %.1f%% of one core (target %.0f%%), %.0f MiB resident (target %.0f MB)\n\n",
+	fmt.Fprintf(w, "\nour daemons at rest, %.0f s: at worst %.1f%% of one core (target %.0f%%), %.0f MiB (target %.0f MB) a node\n\n",
 		i.Seconds, i.CPU, i.TargetCPU, i.RSS, i.TargetRSS)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "NODE\tALL\t%s\n", strings.ToUpper(strings.Join(daemons, "\t")))

@@ -1,0 +1,278 @@
+package handlerrunner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+var (
+	_ Store = (*fakeStore)(nil)
+	_ Locks = (*fakeLocks)(nil)
+	_ Lease = (*fakeLease)(nil)
+)
+
+var (
+	errUnreachable = errors.New("the registry cannot be reached")
+	errForeign     = errors.New("the registry holds another cluster")
+	errSuperseded  = errors.New("superseded by a later decision")
+	errLocked      = errors.New("the leader lock is held")
+	errCheckFails  = errors.New("a health check of the leader's session is failing")
+)
+
+// registry is the shared state: keys with an index for compare-and-set, and
+// sessions that fall when they are not renewed for twice their TTL, when a
+// check of their node fails, or when the story says so. The world's lock guards
+// it.
+type registry struct {
+	w        *world
+	view     cluster.View
+	index    uint64
+	sessions map[string]*session
+	made     int
+	changed  chan struct{} // closed at the next change
+	foreign  bool          // what is there is not this cluster
+}
+
+type session struct {
+	id   string
+	node string
+	ttl  time.Duration
+	ends *time.Timer
+}
+
+func newRegistry(w *world) *registry {
+	return &registry{w: w, sessions: map[string]*session{}, changed: make(chan struct{}), view: cluster.View{
+		Info:  &cluster.Info{ID: "story", SystemID: systemID, Options: cluster.Options{}},
+		Nodes: map[string]cluster.Node{}, Removed: map[string]cluster.Tombstone{},
+	}}
+}
+
+// touch makes a change known to whoever watches.
+func (r *registry) touch() uint64 {
+	r.index++
+	close(r.changed)
+	r.changed = make(chan struct{})
+	return r.index
+}
+
+// copy is the view as a reader gets it: what comes later does not change it.
+func (r *registry) copy() cluster.View {
+	v := r.view
+	v.Index = r.index
+	info := *r.view.Info
+	info.Options = maps.Clone(info.Options)
+	v.Info, v.Nodes, v.Removed = &info, maps.Clone(v.Nodes), maps.Clone(v.Removed)
+	return v
+}
+
+// drop ends a session, and with it the lock.
+func (r *registry) drop(id string) {
+	s := r.sessions[id]
+	if s == nil {
+		return
+	}
+	s.ends.Stop()
+	delete(r.sessions, id)
+	if r.view.Leader.Session == id {
+		r.view.Leader.Session, r.view.Leader.Held = "", false
+		r.view.LeaderIndex = r.touch()
+	}
+}
+
+// checks ends the sessions of nodes whose PostgreSQL was seen to be gone. A
+// node that is dead, frozen or cut off tells nothing.
+func (r *registry) checks() {
+	for _, s := range r.sessions {
+		if h := r.w.hosts[s.node]; h.speaks() && !h.pg.running {
+			r.drop(s.id)
+		}
+	}
+}
+
+// fakeStore is the registry as one host reaches it.
+type fakeStore struct{ h *host }
+
+// reach waits for the network and takes the world's lock. Without an error the
+// caller unlocks it.
+func (s *fakeStore) reach(ctx context.Context) (*registry, error) {
+	if err := s.h.pause(ctx, s.h.latency); err != nil {
+		return nil, err
+	}
+	w := s.h.w
+	w.mu.Lock()
+	var err error
+	switch {
+	case !s.h.speaks():
+		err = errUnreachable
+	case w.reg.foreign:
+		err = errForeign
+	}
+	if err != nil {
+		w.mu.Unlock()
+		return nil, err
+	}
+	return w.reg, nil
+}
+
+func (s *fakeStore) View(ctx context.Context) (cluster.View, error) {
+	r, err := s.reach(ctx)
+	if err != nil {
+		return cluster.View{}, err
+	}
+	defer s.h.w.mu.Unlock()
+	return r.copy(), nil
+}
+
+func (s *fakeStore) Watch(ctx context.Context, see func(cluster.View, bool)) error {
+	seen, was := uint64(0), cluster.Unknown
+	for {
+		s.h.w.mu.Lock()
+		changed, index := s.h.w.reg.changed, s.h.w.reg.index
+		s.h.w.mu.Unlock()
+		v, err := s.View(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if ok := cluster.TriOf(err == nil); ok != was || index != seen {
+			seen, was = index, ok
+			see(v, err == nil)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+func (s *fakeStore) SetNextMaster(ctx context.Context, index uint64, a cluster.Assignment) (bool, error) {
+	r, err := s.reach(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer s.h.w.mu.Unlock()
+	s.h.w.names = append(s.h.w.names, a)
+	if index != r.view.NextMasterIndex {
+		return false, nil
+	}
+	if a.Epoch <= r.view.NextMaster.Epoch {
+		return false, fmt.Errorf("epoch %d is not above %d", a.Epoch, r.view.NextMaster.Epoch)
+	}
+	r.view.NextMaster, r.view.NextMasterIndex = a, r.touch()
+	s.h.w.note("", "elected %s for epoch %d: %s", a.Node, a.Epoch, a.Reason)
+	return true, nil
+}
+
+func (s *fakeStore) SetSync(ctx context.Context, session string, index uint64, set cluster.SyncSet) (bool, error) {
+	r, err := s.reach(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer s.h.w.mu.Unlock()
+	if index != r.view.SyncIndex || r.view.Leader.Session != session || session == "" {
+		return false, nil
+	}
+	r.view.Sync, r.view.SyncIndex = set, r.touch()
+	s.h.w.note("", "sync set of %s: %s", set.Leader, cluster.Quorum{Members: set.Members, K: set.K})
+	s.h.w.flow()
+	return true, nil
+}
+
+type fakeLocks struct{ h *host }
+
+func (l *fakeLocks) Acquire(ctx context.Context, value cluster.Leader, ttl time.Duration) (Lease, error) {
+	r, err := (&fakeStore{l.h}).reach(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer l.h.w.mu.Unlock()
+	switch named := r.view.NextMaster; {
+	case named.Node != value.Node || named.Epoch != value.Epoch:
+		return nil, errSuperseded
+	case r.view.Leader.Held:
+		return nil, errLocked
+	case !l.h.pg.running:
+		return nil, errCheckFails
+	}
+	r.made++
+	s := &session{id: fmt.Sprintf("session-%d", r.made), node: l.h.name, ttl: ttl}
+	s.ends = time.AfterFunc(2*ttl, func() {
+		l.h.w.mu.Lock()
+		defer l.h.w.mu.Unlock()
+		r.drop(s.id)
+	})
+	r.sessions[s.id] = s
+	value.Held, value.Session = true, s.id
+	r.view.Leader, r.view.LeaderIndex = value, r.touch()
+	return &fakeLease{l.h, s.id}, nil
+}
+
+func (l *fakeLocks) Adopt(ctx context.Context, id string) (Lease, error) {
+	lease := &fakeLease{l.h, id}
+	return lease, lease.Renew(ctx)
+}
+
+type fakeLease struct {
+	h  *host
+	id string
+}
+
+func (l *fakeLease) ID() string { return l.id }
+
+// held is reach for the holder of the lock.
+func (l *fakeLease) held(ctx context.Context) (*registry, *session, error) {
+	r, err := (&fakeStore{l.h}).reach(ctx)
+	if errors.Is(err, errForeign) {
+		l.h.w.mu.Lock() // the session is not among the keys
+		r, err = l.h.w.reg, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	s := r.sessions[l.id]
+	if s == nil || r.view.Leader.Session != l.id {
+		l.h.w.mu.Unlock()
+		return nil, nil, fmt.Errorf("renew %s: %w", l.id, ErrSessionGone)
+	}
+	return r, s, nil
+}
+
+func (l *fakeLease) Renew(ctx context.Context) error {
+	_, s, err := l.held(ctx)
+	if err != nil {
+		return err
+	}
+	defer l.h.w.mu.Unlock()
+	s.ends.Reset(2 * s.ttl)
+	return nil
+}
+
+func (l *fakeLease) Update(ctx context.Context, value cluster.Leader) error {
+	r, _, err := l.held(ctx)
+	if err != nil {
+		return err
+	}
+	defer l.h.w.mu.Unlock()
+	value.Held, value.Session = true, l.id
+	r.view.Leader, r.view.LeaderIndex = value, r.touch()
+	return nil
+}
+
+func (l *fakeLease) Release(ctx context.Context) error {
+	r, _, err := l.held(ctx)
+	if errors.Is(err, ErrSessionGone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer l.h.w.mu.Unlock()
+	r.view.Leader.Ready = false
+	r.drop(l.id)
+	return nil
+}

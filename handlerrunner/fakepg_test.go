@@ -1,0 +1,435 @@
+package handlerrunner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+var (
+	_ Postgres    = (*fakePG)(nil)
+	_ Replication = (*fakePG)(nil)
+	_ Directory   = (*fakePG)(nil)
+	_ Units       = (*fakeUnits)(nil)
+)
+
+const (
+	systemID   = "7000000000000000001"
+	recordSize = 64 << 10 // bytes of WAL per commit
+	nobody     = "nobody"
+)
+
+var errNotStandby = errors.New("the server is not a standby")
+
+// fakePG is a data directory and the server on it. WAL is a list of records
+// that bear the number of the commit they are; records that are no commits, such
+// as the end of a recovery, have a number of their own. The world's lock guards
+// it. Methods that a Handler calls while it holds its lock moving do not wait:
+// a mutex that is waited for holds up the time of a synctest bubble.
+type fakePG struct {
+	h        *host
+	wal      []int
+	timeline cluster.Timeline
+	history  cluster.History
+	complete bool
+
+	running  bool
+	primary  bool
+	gate     bool
+	upstream string // name; of a standby that may receive
+	quorum   cluster.Quorum
+	slots    []string
+	pending  []int // commits that wait for their quorum
+	sealed   bool  // was shut down cleanly
+
+	unplugged bool // its receiver cannot connect
+	stalled   bool // its receiver is connected and gets nothing
+	stranded  bool // the WAL it needs is gone; a clone mends it
+
+	failRewinds, failClones int  // so many of the next ones fail
+	hangs                   bool // a fast shutdown does not end
+}
+
+func newPG(h *host) *fakePG {
+	return &fakePG{h: h, wal: []int{0}, timeline: 1, complete: true}
+}
+
+func (p *fakePG) lsn() cluster.LSN { return cluster.LSN(len(p.wal) * recordSize) }
+
+func (p *fakePG) position() cluster.Position { return cluster.Position{Timeline: p.timeline, LSN: p.lsn()} }
+
+// source is the server that p streams from now, or nil. As in PostgreSQL, what
+// counts is the timeline and the LSN, not what the WAL says.
+func (p *fakePG) source() *fakePG {
+	u := p.h.w.hosts[p.upstream]
+	if u == nil || !p.running || p.primary || p.unplugged || p.stranded || p.h.frozen() || p.h.isolated {
+		return nil
+	}
+	s := u.pg
+	if u.dead || u.isolated || u.frozen() || !s.running || !slices.Contains(s.slots, p.h.name) ||
+		!s.history.Contains(s.timeline, p.position()) || p.lsn() > s.lsn() {
+		return nil
+	}
+	return s
+}
+
+// receive takes what the upstream has.
+func (p *fakePG) receive() (moved bool) {
+	s := p.source()
+	if s == nil || p.stalled || p.lsn() == s.lsn() && p.timeline == s.timeline {
+		return false
+	}
+	p.wal = append(p.wal, s.wal[len(p.wal):]...)
+	p.timeline, p.history = s.timeline, slices.Clone(s.history)
+	return true
+}
+
+func (p *fakePG) standbys() (out []Downstream) {
+	for _, name := range p.h.w.sorted() {
+		if s := p.h.w.hosts[name].pg; s.source() == p {
+			out = append(out, Downstream{name, s.lsn()})
+		}
+	}
+	return out
+}
+
+// commit accepts a write, if it is open, and leaves it pending.
+func (p *fakePG) commit(id int) bool {
+	if !p.running || !p.primary || !p.gate || p.h.frozen() || p.h.dead || len(p.pending) > 0 {
+		return false
+	}
+	p.wal = append(p.wal, id)
+	p.pending = append(p.pending, id)
+	return true
+}
+
+// acknowledge returns the pending commits, all at the end of the WAL, if the
+// quorum has them.
+func (p *fakePG) acknowledge() (acked []int) {
+	if len(p.pending) == 0 || p.h.frozen() || !p.running {
+		return nil
+	}
+	have := 0
+	for _, s := range p.standbys() {
+		if s.Flushed >= p.lsn() && slices.Contains(p.quorum.Members, s.Name) {
+			have++
+		}
+	}
+	if have < p.quorum.K {
+		return nil
+	}
+	acked, p.pending = p.pending, nil
+	return acked
+}
+
+// stop ends the server. Every session ends; whatever waited was not
+// acknowledged.
+func (p *fakePG) stop(clean bool) {
+	if !p.running {
+		return
+	}
+	p.h.w.flow()
+	p.running, p.primary, p.pending, p.sealed = false, false, nil, clean
+	p.gate = false
+	p.h.w.flow()
+}
+
+// start always starts a standby.
+func (p *fakePG) start() {
+	p.running, p.primary, p.sealed = true, false, false
+	p.h.w.flow()
+}
+
+func (p *fakePG) Observe(ctx context.Context) (Database, error) {
+	if err := p.h.pause(ctx, 300*time.Microsecond); err != nil {
+		return Database{}, err
+	}
+	p.h.w.mu.Lock()
+	defer p.h.w.mu.Unlock()
+	if !p.running {
+		return Database{}, ErrNotRunning
+	}
+	db := Database{
+		Running: cluster.Yes, Primary: cluster.TriOf(p.primary), Position: p.position(), SystemID: systemID, InEffect: p.quorum,
+	}
+	if p.primary {
+		db.Standbys = p.standbys()
+	} else if s := p.source(); s != nil {
+		db.Streaming, db.Upstream, db.Lag = true, p.upstream, int64(s.lsn()-p.lsn())
+	}
+	return db, nil
+}
+
+func (p *fakePG) Promote(ctx context.Context) (cluster.Position, error) {
+	if err := p.h.pause(ctx, 40*time.Millisecond); err != nil {
+		return cluster.Position{}, err
+	}
+	p.h.w.mu.Lock()
+	defer p.h.w.mu.Unlock()
+	if !p.running {
+		return cluster.Position{}, ErrNotRunning
+	}
+	if !p.primary {
+		p.history = append(slices.Clone(p.history), cluster.Fork{Timeline: p.timeline, LSN: p.lsn()})
+		p.timeline++
+		p.primary = true
+		p.h.w.records--
+		p.wal = append(p.wal, p.h.w.records)
+		p.h.w.flow()
+	}
+	return cluster.Position{Timeline: p.timeline, LSN: p.history[len(p.history)-1].LSN}, nil
+}
+
+func (p *fakePG) SetQuorum(ctx context.Context, q cluster.Quorum) error {
+	if err := p.h.pause(ctx, 2*time.Millisecond); err != nil {
+		return err
+	}
+	p.h.w.mu.Lock()
+	defer p.h.w.mu.Unlock()
+	if !p.running {
+		return ErrNotRunning
+	}
+	p.quorum = q
+	p.h.w.flow()
+	return nil
+}
+
+func (p *fakePG) Gate(_ context.Context, open bool) error {
+	p.h.w.mu.Lock()
+	defer p.h.w.mu.Unlock()
+	if !p.running {
+		return ErrNotRunning
+	}
+	if p.gate = open; !open {
+		p.pending = nil
+	}
+	p.h.w.flow()
+	return nil
+}
+
+func (p *fakePG) checkpoint(ctx context.Context) error {
+	if err := p.h.pause(ctx, 5*time.Millisecond); err != nil {
+		return err
+	}
+	p.h.w.mu.Lock()
+	defer p.h.w.mu.Unlock()
+	if !p.running {
+		return ErrNotRunning
+	}
+	return nil
+}
+
+func (p *fakePG) Detach(context.Context) (cluster.Position, error) {
+	p.h.w.mu.Lock()
+	defer p.h.w.mu.Unlock()
+	if p.running && p.primary {
+		return cluster.Position{}, errNotStandby
+	}
+	p.upstream = ""
+	if !p.running {
+		return cluster.Position{}, ErrNotRunning
+	}
+	return p.position(), nil
+}
+
+func (p *fakePG) Follow(_ context.Context, upstream cluster.Node) error {
+	p.h.w.mu.Lock()
+	defer p.h.w.mu.Unlock()
+	if p.running && p.primary {
+		return errNotStandby
+	}
+	p.upstream, p.quorum = upstream.Name, cluster.Quorum{Members: []string{nobody}, K: 1}
+	p.h.w.note(p.h.name, "follows %s", upstream.Name)
+	if !p.running {
+		return ErrNotRunning
+	}
+	p.h.w.flow()
+	return nil
+}
+
+func (p *fakePG) Slots(ctx context.Context, nodes []string) error {
+	if err := p.h.pause(ctx, time.Millisecond); err != nil {
+		return err
+	}
+	p.h.w.mu.Lock()
+	defer p.h.w.mu.Unlock()
+	p.slots = slices.Clone(nodes)
+	p.h.w.flow()
+	return nil
+}
+
+func (p *fakePG) History(_ context.Context, tl cluster.Timeline) (cluster.History, error) {
+	p.h.w.mu.Lock()
+	defer p.h.w.mu.Unlock()
+	if tl != p.timeline {
+		return nil, fmt.Errorf("timeline %d is not known, only %d", tl, p.timeline)
+	}
+	return slices.Clone(p.history), nil
+}
+
+func (p *fakePG) Complete() (bool, error) {
+	p.h.w.mu.Lock()
+	defer p.h.w.mu.Unlock()
+	return p.complete, nil
+}
+
+func (p *fakePG) Final(ctx context.Context) (cluster.Position, error) {
+	if err := p.h.pause(ctx, time.Millisecond); err != nil {
+		return cluster.Position{}, err
+	}
+	p.h.w.mu.Lock()
+	defer p.h.w.mu.Unlock()
+	if p.running || !p.sealed {
+		return cluster.Position{}, errors.New("the server was not shut down cleanly")
+	}
+	return p.position(), nil
+}
+
+// origin is the source of a copy. That it is ready, and takes writes, is an
+// invariant of the story, except when it has died since.
+func (p *fakePG) origin(node cluster.Node) (*fakePG, error) {
+	w := p.h.w
+	if l := w.reg.view.Leader; l.Held && (l.Node != node.Name || !l.Ready) {
+		w.fault("%s is mended from %q, which is not an active node that is ready", p.h.name, node.Name)
+	}
+	u := w.hosts[node.Name]
+	if u == nil || u.dead || u.isolated || u.frozen() || !u.pg.running || !u.pg.primary {
+		return nil, fmt.Errorf("%q cannot be reached, or is no primary", node.Name)
+	}
+	return u.pg, nil
+}
+
+func (p *fakePG) take(from *fakePG) {
+	p.wal, p.timeline, p.history = slices.Clone(from.wal), from.timeline, slices.Clone(from.history)
+	p.complete, p.stranded, p.upstream = true, false, from.h.name
+}
+
+func (p *fakePG) Rewind(ctx context.Context, source cluster.Node) error {
+	p.h.w.mu.Lock()
+	p.complete = false
+	p.h.w.mu.Unlock()
+	if err := p.h.pause(ctx, 200*time.Millisecond); err != nil {
+		return err
+	}
+	p.h.w.mu.Lock()
+	defer p.h.w.mu.Unlock()
+	from, err := p.origin(source)
+	switch {
+	case err != nil:
+		return err
+	case p.running:
+		return errors.New("the server runs")
+	case p.failRewinds > 0:
+		p.failRewinds--
+		return errors.New("rewind failed half way")
+	case p.timeline == from.timeline:
+		return errors.New("nothing to rewind in a directory that has diverged")
+	}
+	p.take(from)
+	return nil
+}
+
+func (p *fakePG) Clone(ctx context.Context, source cluster.Node, progress func(string)) error {
+	progress("cloning from " + source.Name)
+	if err := p.h.pause(ctx, time.Second); err != nil {
+		return err
+	}
+	p.h.w.mu.Lock()
+	defer p.h.w.mu.Unlock()
+	from, err := p.origin(source)
+	switch {
+	case err != nil:
+		return err
+	case p.running:
+		return errors.New("the server runs")
+	case p.failClones > 0:
+		p.failClones--
+		return errors.New("the disk is full")
+	}
+	p.take(from)
+	return nil
+}
+
+// fakeUnits are PostgreSQL and the manager's own units.
+type fakeUnits struct {
+	h     *host
+	up    map[string]bool
+	stuck map[string]bool // cannot be started
+}
+
+func (u *fakeUnits) set(unit string, run bool) {
+	switch {
+	case unit == pgUnit && run:
+		u.h.pg.start()
+	case unit == pgUnit:
+		u.h.pg.stop(true)
+	default:
+		u.up[unit] = run
+		u.h.w.note(u.h.name, "%s %s", map[bool]string{true: "starts", false: "stops"}[run], unit)
+	}
+}
+
+func (u *fakeUnits) Start(ctx context.Context, unit string) error {
+	if err := u.h.pause(ctx, 20*time.Millisecond); err != nil {
+		return err
+	}
+	u.h.w.mu.Lock()
+	defer u.h.w.mu.Unlock()
+	switch {
+	case u.stuck[unit], unit == pgUnit && !u.h.pg.complete:
+		return fmt.Errorf("unit %s has failed", unit)
+	case u.run(unit):
+		return nil
+	}
+	u.set(unit, true)
+	return nil
+}
+
+func (u *fakeUnits) Stop(ctx context.Context, unit string) error {
+	if err := u.h.pause(ctx, 10*time.Millisecond); err != nil {
+		return err
+	}
+	u.h.w.mu.Lock()
+	hangs := unit == pgUnit && u.h.pg.running && u.h.pg.hangs
+	if !hangs && u.run(unit) {
+		u.set(unit, false)
+	}
+	u.h.w.mu.Unlock()
+	if hangs {
+		<-ctx.Done()
+	}
+	return ctx.Err()
+}
+
+func (u *fakeUnits) Kill(ctx context.Context, unit string) error {
+	if err := u.h.pause(ctx, time.Millisecond); err != nil {
+		return err
+	}
+	u.h.w.mu.Lock()
+	defer u.h.w.mu.Unlock()
+	if unit == pgUnit {
+		u.h.pg.stop(false)
+	}
+	return nil
+}
+
+// run says whether a unit runs, under the world's lock.
+func (u *fakeUnits) run(unit string) bool {
+	if unit == pgUnit {
+		return u.h.pg.running
+	}
+	return u.up[unit]
+}
+
+func (u *fakeUnits) Running(_ context.Context, unit string) (cluster.Tri, error) {
+	u.h.w.mu.Lock()
+	defer u.h.w.mu.Unlock()
+	if u.h.dead {
+		return cluster.Unknown, errors.New("systemd does not answer")
+	}
+	return cluster.TriOf(u.run(unit)), nil
+}
