@@ -29,6 +29,7 @@ type Ballot struct {
 	Answers []Answer
 	Target  string   // of a hand-over: wins among equals
 	Exclude []string // who must not win, such as the node that hands over
+	Avoid   []string // who wins only if nobody else can; see Unconfirmed
 }
 
 // Passed is a node that did not win, and why.
@@ -54,6 +55,13 @@ type Outcome struct {
 // among all that answered, or furthest among the electable when these alone are
 // enough.
 func Elect(b Ballot) Outcome {
+	if len(b.Avoid) > 0 {
+		others := b
+		others.Exclude, others.Avoid = slices.Concat(b.Exclude, b.Avoid), nil
+		if out := Elect(others); out.Winner != "" {
+			return out
+		}
+	}
 	v := voters(b)
 	if len(v.sound) == 0 {
 		return v.undecided("no node with a whole copy of the database has answered")
@@ -79,6 +87,15 @@ func Elect(b Ballot) Outcome {
 		v.pass(a.Node, why(b, best, a))
 	}
 	return Outcome{best.Node, fmt.Sprintf("%s is furthest, at %s", best.Node, best.Position), v.passed}
+}
+
+// Unconfirmed names the node that the last election named and that never opened
+// to clients: it did not come for the lock, or failed on the way.
+func Unconfirmed(v View) []string {
+	if v.NextMaster.Node != "" && (v.NextMaster.Epoch > v.Leader.Epoch || v.Leader.Timeline == 0) {
+		return []string{v.NextMaster.Node}
+	}
+	return nil
 }
 
 // electorate sorts the answers of a ballot: sound ones hold a whole copy on the
@@ -163,7 +180,7 @@ func unfit(b Ballot, a Answer) string {
 	case b.View.Options(a.Node).Bool("no_failover"):
 		return "it has no_failover set"
 	case slices.Contains(b.Exclude, a.Node):
-		return "it hands over"
+		return "it hands over, or did not come when it was named"
 	}
 	return ""
 }

@@ -58,7 +58,23 @@ func TestElect(t *testing.T) {
 		"async: as far as max_lag_on_failover allows":            {func(b *Ballot) { option(*b, "", "sync_mode", "async"); b.View.Sync = SyncSet{Epoch: 5, Leader: "a"} }, "b", ""},
 		"async: too far behind":                                  {func(b *Ballot) { option(*b, "", "sync_mode", "async"); b.Answers[0].Seen = 200 + 1<<20 + 1 }, "", "max_lag_on_failover"},
 		"a removed node's answer is nothing":                     {func(b *Ballot) { delete(b.View.Nodes, "c") }, "", "2 must answer"},
-		"before the first epoch anybody will do":                 {func(b *Ballot) { b.View.Sync = SyncSet{}; b.Answers = b.Answers[1:] }, "c", ""},
+		"who was named and did not come is passed over": {func(b *Ballot) {
+			b.View.NextMaster, b.View.Leader = Assignment{Node: "b", Epoch: 6}, Leader{Node: "a", Epoch: 5, Timeline: 1}
+			b.Avoid, b.Answers[1].Position.LSN = Unconfirmed(b.View), 200
+		}, "c", ""},
+		"who failed on the way is passed over": {func(b *Ballot) {
+			b.View.NextMaster, b.View.Leader = Assignment{Node: "b", Epoch: 6}, Leader{Node: "b", Epoch: 6}
+			b.Avoid, b.Answers[1].Position.LSN = Unconfirmed(b.View), 200
+		}, "c", ""},
+		"but named again where nobody else can": {func(b *Ballot) {
+			b.View.NextMaster, b.View.Leader = Assignment{Node: "b", Epoch: 6}, Leader{Node: "a", Epoch: 5, Timeline: 1}
+			b.Avoid = Unconfirmed(b.View)
+		}, "b", ""},
+		"who served is not avoided": {func(b *Ballot) {
+			b.View.Leader = Leader{Node: "a", Epoch: 5, Timeline: 1}
+			b.Answers, b.Avoid = []Answer{sound("a", 200), sound("c", 100)}, Unconfirmed(b.View)
+		}, "a", ""},
+		"before the first epoch anybody will do": {func(b *Ballot) { b.View.Sync = SyncSet{}; b.Answers = b.Answers[1:] }, "c", ""},
 		"a runner is not made active": {func(b *Ballot) {
 			n := b.View.Nodes["b"]
 			n.Kind = Runner

@@ -177,10 +177,10 @@ func Transitions() []Transition {
 			"stopped, and running as a standby again"},
 		{Fenced, Rejoining, member(Observation.broken), []Action{Rejoin},
 			"has WAL that the new active does not have"},
-		{Rejoining, Standby, member(func(o Observation) bool { return o.following() && !o.broken() }), nil,
+		{Rejoining, Standby, member(func(o Observation) bool { return o.following() && o.served() && !o.broken() }), nil,
 			"rewound or cloned, and running as a standby"},
-		{Rejoining, Fenced, primary, []Action{Fence, StopLeaderUnits},
-			"PostgreSQL accepts writes and must not"},
+		{Rejoining, Fenced, member(func(o Observation) bool { return o.Primary == Yes || o.Complete == Yes && !o.served() }), []Action{Fence, StopLeaderUnits},
+			"PostgreSQL accepts writes and must not, or the active is gone and this copy may be needed"},
 		{Failed, Fenced, member(func(o Observation) bool { return o.Primary != Yes }), nil,
 			"the data directory is the cluster's again"},
 	}
@@ -246,8 +246,10 @@ func duty(o Observation) ([]Action, string) {
 		return []Action{Withdraw}, "removed from the cluster"
 	case o.State == Failed:
 		return nil, "waiting for the operator"
-	case o.State == Rejoining:
+	case o.State == Rejoining && o.served():
 		return []Action{StopLeaderUnits, Rejoin}, "the data directory is being mended"
+	case o.State == Rejoining:
+		return nil, "waiting for an active node to mend the data directory from"
 	}
 	do := []Action{StopLeaderUnits, StartAlwaysUnits}
 	if o.Running == No && o.Complete == Yes {

@@ -84,7 +84,7 @@ func (h *Handler) elect(ctx context.Context, vacant cluster.Epoch) error {
 	if view.Leader.Held || view.NextMaster.Epoch != vacant {
 		return nil // another was quicker; the watch brings it
 	}
-	b := cluster.Ballot{View: view, Epoch: h.nextEpoch(view)}
+	b := cluster.Ballot{View: view, Epoch: h.nextEpoch(view), Avoid: cluster.Unconfirmed(view)}
 	return h.ballot(ctx, b, began)
 }
 

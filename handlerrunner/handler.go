@@ -138,6 +138,10 @@ func (h *Handler) resume(ctx context.Context) {
 	if d.State == cluster.Active {
 		asked := time.Now()
 		lease, err := h.Locks.Adopt(ctx, d.Session)
+		for err != nil && !errors.Is(err, ErrSessionGone) && time.Since(asked) < leaseTTL && ctx.Err() == nil {
+			_ = sleep(ctx, leaseTTL/10) // the agent may have been restarted, too
+			lease, err = h.Locks.Adopt(ctx, d.Session)
+		}
 		if err == nil {
 			h.tenure.begin(lease, d.Tried, asked, h.ttl())
 			h.Log.Info("leader session adopted", "epoch", d.Tried, "session", d.Session)
