@@ -68,12 +68,18 @@ func (h *Handler) diverged(ctx context.Context, o cluster.Observation, db Databa
 	if !l.Held || !l.Ready || l.Node == h.Node || db.Primary == cluster.Yes || db.Position.LSN == 0 {
 		return cluster.Unknown
 	}
+	if db.Streaming {
+		return cluster.No
+	}
 	t := h.lastTip()
 	if t.epoch != l.Epoch {
 		try, cancel := context.WithTimeout(ctx, observeTimeout)
 		defer cancel()
 		r, err := h.Peers.Report(try, o.View.Nodes[l.Node])
-		if err != nil || !r.Open || r.Epoch != l.Epoch {
+		// A daemon that has just started does not know its own position yet.
+		known := err == nil && r.Open && r.Epoch == l.Epoch && r.Position.Timeline == l.Timeline &&
+			(l.Timeline == 1 || len(r.History) > 0)
+		if !known {
 			return cluster.Unknown
 		}
 		t = tip{l.Epoch, r.Position.Timeline, r.History}
