@@ -31,10 +31,10 @@ vet:
 	$(GO) vet -tags $(TAGS) ./...
 
 demo: build ## a three-node cluster on this machine, failed over twice, with its timeline
-	@$(BIN)/understudy demo
+	@$(BIN)/understudy dev demo
 
 bench: build ## outages and overheads, as a table and as JSON
-	@$(BIN)/understudy bench
+	@$(BIN)/understudy dev bench
 
 clean: ## remove what was built
 	rm -rf $(BIN)

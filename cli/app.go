@@ -14,6 +14,8 @@ import (
 	"github.com/understudy-ha/understudy/certs"
 	"github.com/understudy-ha/understudy/cli/lateflags"
 	"github.com/understudy-ha/understudy/dev"
+	"github.com/understudy-ha/understudy/dev/bench"
+	"github.com/understudy-ha/understudy/dev/demo"
 	"github.com/understudy-ha/understudy/membership"
 	"github.com/understudy-ha/understudy/node"
 )
@@ -69,7 +71,7 @@ func App() *urfave.App {
 			&urfave.StringFlag{Name: "root", Value: "/", EnvVars: []string{"UNDERSTUDY_ROOT"},
 				Usage: "act as on the node whose paths are all under `DIR`"},
 		},
-		Commands: []*urfave.Command{clusterCommand(), dev.Commands()},
+		Commands: []*urfave.Command{clusterCommand(), devCommand()},
 		// The error is printed once, by main.
 		ExitErrHandler: func(*urfave.Context, error) {},
 		OnUsageError:   onUsageError,
@@ -83,6 +85,13 @@ func App() *urfave.App {
 		}
 	})
 	return app
+}
+
+// devCommand is "understudy dev" with what is shown and measured on it.
+func devCommand() *urfave.Command {
+	d := dev.Commands()
+	d.Subcommands = append(d.Subcommands, demo.Command(), bench.Command())
+	return d
 }
 
 func everyCommand(list []*urfave.Command, f func(*urfave.Command)) {

@@ -106,6 +106,9 @@ func (j *joining) admission(ctx context.Context) error {
 		return err
 	}
 	reply, err := node.Contact(j.pin).Join(ctx, j.contact, api.JoinRequest{TokenID: j.tokenID, Secret: j.secret, CSR: csr, Node: rec.Node})
+	if errors.Is(err, certs.ErrWrongPin) {
+		return fmt.Errorf("%w; take a token that 'understudy cluster token create' makes on a member of the very cluster", err)
+	}
 	if err != nil {
 		return err
 	}

@@ -133,6 +133,12 @@ func Depart(ctx context.Context, h *node.Host, reg *registry.Client) error {
 	if err := errors.Join(units.Disable(ctx, consulUnit), units.Stop(ctx, consulUnit)); err != nil {
 		return err
 	}
+	if err := node.UpdateRecord(h.Layout.Membership(), func(r *node.Record) error {
+		r.Removed = true
+		return nil
+	}); err != nil {
+		return err
+	}
 	h.Record.Removed = true
-	return h.Record.Save(h.Layout.Membership())
+	return nil
 }

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"syscall"
 
 	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/statefile"
@@ -40,6 +42,31 @@ func (r Record) Options() cluster.Options { return r.Info.Options.With(r.Node.Op
 
 // Save keeps the record, readable by every user of the host.
 func (r Record) Save(file string) error { return statefile.WriteMode(file, r, 0o644) }
+
+// UpdateRecord changes the record on disk, whatever a process has of it in
+// memory. An error of change leaves it as it is, and is returned.
+func UpdateRecord(file string, change func(*Record) error) error {
+	lock, err := os.OpenFile(file+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("update the record of membership: %w", err)
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return fmt.Errorf("update the record of membership: %w", err)
+	}
+	r, err := LoadRecord(file)
+	if err != nil {
+		return err
+	}
+	if err := change(&r); err != nil {
+		return err
+	}
+	return r.Save(file)
+}
+
+// ErrUnfinished is the error of what must wait until start or join has ended:
+// until then the record is theirs.
+var ErrUnfinished = errors.New("start or join has not ended yet")
 
 // ErrOtherCluster is the error of a registry that holds another cluster than
 // the one this host is a member of, or none at all: it may have been wiped, and

@@ -87,8 +87,18 @@ func (s store) reconfigure(v cluster.View) {
 	if v.Info == nil || maps.Equal(now, rec.Options()) {
 		return
 	}
-	rec.Info.Options, rec.Node.Options = v.Info.Options, v.Nodes[rec.Node.Name].Options
-	err := rec.Save(s.host.Layout.Membership())
+	info, own := v.Info.Options, v.Nodes[rec.Node.Name].Options
+	err := node.UpdateRecord(s.host.Layout.Membership(), func(r *node.Record) error {
+		if !r.Member {
+			return node.ErrUnfinished
+		}
+		r.Info.Options, r.Node.Options = info, own
+		return nil
+	})
+	if errors.Is(err, node.ErrUnfinished) {
+		return // the next view brings it
+	}
+	rec.Info.Options, rec.Node.Options = info, own
 	if err == nil {
 		err = membership.ConfigureConsul(s.host)
 	}

@@ -53,6 +53,7 @@ type Outage struct {
 	MaxMs     float64            `json:"max_ms"`
 	HealthyMs float64            `json:"healthy_median_ms"` // until every node was healthy again
 	StepsMs   map[string]float64 `json:"steps_median_ms"`   // since the fault
+	RaftLed   int                `json:"raft_leader_runs"`  // in how many runs Consul's leader was on the active node
 
 	gaps, healthy []time.Duration
 	steps         map[string][]time.Duration
@@ -66,7 +67,10 @@ func newOutage(f fault) *Outage {
 // stepNames are those that are reported.
 var stepNames = []string{timeline.Detected, timeline.Elected, timeline.Locked, timeline.Promoted, timeline.Writable}
 
-func (o *Outage) add(gap probe.Gap, healthy time.Duration, c timeline.Change) {
+func (o *Outage) add(gap probe.Gap, healthy time.Duration, c timeline.Change, raftLed bool) {
+	if raftLed {
+		o.RaftLed++
+	}
 	o.gaps, o.healthy = append(o.gaps, gap.Length()), append(o.healthy, healthy)
 	o.Ms = append(o.Ms, millis(gap.Length()))
 	for _, name := range stepNames {
@@ -149,15 +153,16 @@ func (r Report) print(w io.Writer) {
 func (r Report) printOutages(w io.Writer) {
 	fmt.Fprintf(w, "\nlongest time without an acknowledged write; synchronous replication is on\n\n")
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "FAULT\tRUNS\tMEDIAN\tMIN\tMAX\tTARGET\tHEALTHY AGAIN")
+	fmt.Fprintln(t, "FAULT\tRUNS\tMEDIAN\tMIN\tMAX\tTARGET\tHEALTHY\tCONSUL LEADER")
 	for _, o := range r.Outages {
 		target := ms(float64(o.TargetMs))
 		if o.WorstMs > 0 {
 			target += ", worst " + ms(float64(o.WorstMs))
 		}
-		fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t%s\t%s\n", o.Fault, len(o.Ms), ms(o.MedianMs), ms(o.MinMs), ms(o.MaxMs), target, ms(o.HealthyMs))
+		fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t%s\t%s\t%d of %d\n", o.Fault, len(o.Ms), ms(o.MedianMs), ms(o.MinMs), ms(o.MaxMs), target, ms(o.HealthyMs), o.RaftLed, len(o.Ms))
 	}
 	t.Flush()
+	fmt.Fprintf(w, "HEALTHY: until every node was; CONSUL LEADER: how often it was on the active node.\n")
 	fmt.Fprintf(w, "\nmedian time from the fault to each step\n\n")
 	fmt.Fprintf(t, "FAULT\t%s\n", strings.ToUpper(strings.Join(stepNames, "\t")))
 	for _, o := range r.Outages {

@@ -22,7 +22,7 @@ func measured(f fault, lengths ...time.Duration) Outage {
 		o.add(probe.Gap{From: noon, To: noon.Add(d)}, 2*d, timeline.Change{
 			Fault: timeline.Fault{At: noon},
 			Steps: []timeline.Step{{Name: timeline.Detected, At: noon.Add(d / 4)}, {Name: timeline.Writable, At: noon.Add(d - time.Millisecond)}},
-		})
+		}, d > time.Second)
 	}
 	return o.done()
 }

@@ -224,7 +224,7 @@ func (s *show) act(ctx context.Context, title string, do func(context.Context, *
 	if n := len(s.acts); n > 0 {
 		s.acts[n-1].end = time.Now()
 	}
-	s.acts = append(s.acts, act{fault: timeline.Fault{Title: title, At: time.Now(), Active: s.status.Active}})
+	s.acts = append(s.acts, act{fault: timeline.Fault{Title: title, At: time.Now(), Active: s.status.Active, Epoch: s.status.Epoch}})
 	a := &s.acts[len(s.acts)-1]
 	before := s.status.Epoch
 	if err := do(ctx, &a.fault); err != nil {

@@ -33,8 +33,9 @@ type Gap struct {
 func (g Gap) Length() time.Duration { return g.To.Sub(g.From) }
 
 // Longest returns the longest time without an acknowledgement of which at least
-// a part lies between from and to. The one under way at to ends there; the one
-// before the first acknowledgement begins with the journal. It is zero where
+// a part lies between from and to. One that began before from counts in full; the
+// one under way at to ends there, because what comes later is not of this time. The
+// one before the first acknowledgement begins with the journal. It is zero where
 // nothing was measured.
 func (j Journal) Longest(from, to time.Time) Gap {
 	longest := Gap{From: from, To: from}
@@ -44,6 +45,9 @@ func (j Journal) Longest(from, to time.Time) Gap {
 	last := Ack{At: j.Began}
 	consider := func(next Ack) {
 		g := Gap{From: last.At, To: next.At, Before: last.Node, After: next.Node}
+		if g.To.After(to) {
+			g.To, g.After = to, ""
+		}
 		if g.To.After(from) && g.From.Before(to) && g.Length() > longest.Length() {
 			longest = g
 		}
@@ -56,17 +60,6 @@ func (j Journal) Longest(from, to time.Time) Gap {
 		consider(Ack{At: to})
 	}
 	return longest
-}
-
-// Between counts the acknowledgements from one time to another.
-func (j Journal) Between(from, to time.Time) int {
-	n := 0
-	for _, a := range j.Acks {
-		if !a.At.Before(from) && a.At.Before(to) {
-			n++
-		}
-	}
-	return n
 }
 
 // Summary are the figures of a series of measurements.

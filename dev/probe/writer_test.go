@@ -196,7 +196,7 @@ func TestUnconfirmedCommitIsIndeterminate(t *testing.T) {
 }
 
 func TestWriterStopsAtARowOfItsID(t *testing.T) {
-	a, b := pair(t)
+	a, _ := pair(t)
 	w, err := Open(limit(t), Options{Targets: []Target{{"a", a.DSN()}}, Name: "test"})
 	if err != nil {
 		t.Fatal(err)
@@ -208,7 +208,6 @@ func TestWriterStopsAtARowOfItsID(t *testing.T) {
 	if j := w.Journal(); len(j.Acks) != 2 || len(j.Refused) != 1 {
 		t.Errorf("ids 1 and 2 are acknowledged and 3 is refused: %+v", j)
 	}
-	_ = b
 }
 
 func TestVerifySaysWhichNodeIsBehind(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/understudy-ha/understudy/dev"
 	"github.com/understudy-ha/understudy/dev/probe"
+	"github.com/understudy-ha/understudy/node"
 	"github.com/understudy-ha/understudy/registry"
 )
 
@@ -131,4 +132,32 @@ func (r *Rig) SetActive(ctx context.Context, active, target string) error {
 	}
 	_, err := r.Run(ctx, n, "cluster", "set-active", target)
 	return err
+}
+
+// RaftLeader names the node whose Consul server leads.
+func (r *Rig) RaftLeader(ctx context.Context) (string, error) {
+	failed := []error{errors.New("ask for Consul's leader: there is none")}
+	for _, n := range r.Nodes {
+		leader, ok, err := raftLeader(ctx, n.Root)
+		if ok {
+			return leader, nil
+		}
+		failed = append(failed, err)
+	}
+	return "", errors.Join(failed...)
+}
+
+func raftLeader(ctx context.Context, root string) (name string, ok bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	host, err := node.OpenQuiet(root)
+	if err != nil {
+		return "", false, err
+	}
+	client, err := host.Registry()
+	if err != nil {
+		return "", false, err
+	}
+	defer client.Close()
+	return client.RaftLeader(ctx)
 }

@@ -51,7 +51,7 @@ func Render(w io.Writer, s Style, number int, c Change, outage probe.Gap) {
 	title := fmt.Sprintf("%d  %s", number, c.Fault.Title)
 	epochs := c.Fault.At.Format("15:04:05.000")
 	if c.Winner != "" {
-		epochs += fmt.Sprintf(", epoch %d -> %d", c.Before, c.Epoch)
+		epochs += fmt.Sprintf(", epoch %d -> %d", c.Fault.Epoch, c.Epoch)
 	}
 	fmt.Fprintf(w, "\n%s%s%s\n\n", s.Bold(title), strings.Repeat(" ", max(2, Width-len(title)-len(epochs))), s.Dim(epochs))
 	if c.Winner == "" {
@@ -147,9 +147,15 @@ func facts(c Change, outage probe.Gap) []fact {
 	case r.Standby.IsZero():
 		add("rejoined", "%s has not come back", r.Node)
 	default:
-		how := map[string]string{"rewind": " rewound at " + Millis(r.Began.Sub(f.At)) + ",", "clone": " cloned anew at " + Millis(r.Began.Sub(f.At)) + ","}[r.How]
+		how := ""
 		if !f.Restarted.IsZero() {
-			how = " started again at " + Millis(f.Restarted.Sub(f.At)) + "," + how
+			how += " started again at " + Millis(f.Restarted.Sub(f.At)) + ","
+		}
+		switch r.How {
+		case "rewind":
+			how += " rewound at " + Millis(r.Began.Sub(f.At)) + ","
+		case "clone":
+			how += " cloned anew at " + Millis(r.Began.Sub(f.At)) + ","
 		}
 		add("rejoined", "%s%s a standby again at %s", r.Node, how, Millis(r.Standby.Sub(f.At)))
 	}

@@ -19,6 +19,7 @@ type Fault struct {
 	Title     string
 	At        time.Time // just before it was done
 	Active    string    // the active node at that time
+	Epoch     cluster.Epoch
 	Restarted time.Time // when the node was started again; zero: by itself
 }
 
@@ -49,7 +50,6 @@ type Rejoin struct {
 // Change is one change of active.
 type Change struct {
 	Fault   Fault
-	Before  cluster.Epoch // in force at the fault
 	Epoch   cluster.Epoch // that was given to Winner
 	Winner  string        // empty: nobody has become writable
 	By      string        // who held the election
@@ -78,11 +78,9 @@ type election struct {
 func Read(f Fault, events []registry.Event, until time.Time) (Change, error) {
 	c := Change{Fault: f, Rejoin: Rejoin{Node: f.Active}}
 	for _, e := range events {
-		switch {
-		case e.At.Before(f.At):
-			c.Before = max(c.Before, e.Epoch)
-		case e.Kind == Writable && e.At.Before(until) && c.Winner == "":
+		if e.Kind == "writable" && e.Epoch > f.Epoch && e.At.Before(until) {
 			c.Winner, c.Epoch = e.Node, e.Epoch
+			break
 		}
 	}
 	for _, e := range events {
@@ -107,7 +105,7 @@ func (c *Change) read(e registry.Event) error {
 			return err
 		}
 	}
-	if e.Kind == "handover" && e.Epoch == c.Before {
+	if e.Kind == "handover" && e.Epoch == c.Fault.Epoch {
 		c.Asked = true
 	}
 	if c.Winner == "" || e.Epoch != c.Epoch {

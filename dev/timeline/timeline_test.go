@@ -42,9 +42,9 @@ func at(clock string) time.Time {
 
 // The faults of the recording, and the outages that its writer saw.
 var (
-	killed    = Fault{Title: "kill -9 of PostgreSQL on node1", At: at("06:21:34.938"), Active: "node1"}
-	powerCut  = Fault{Title: "power cut on node2", At: at("06:21:37.3"), Active: "node2", Restarted: at("06:21:43.103")}
-	handed    = Fault{Title: "set-active node2", At: at("06:21:45.543"), Active: "node1"}
+	killed    = Fault{Title: "kill -9 of PostgreSQL on node1", At: at("06:21:34.938"), Active: "node1", Epoch: 1}
+	powerCut  = Fault{Title: "power cut on node2", At: at("06:21:37.3"), Active: "node2", Epoch: 2, Restarted: at("06:21:43.103")}
+	handed    = Fault{Title: "set-active node2", At: at("06:21:45.543"), Active: "node1", Epoch: 3}
 	end       = at("06:21:50")
 	killedGap = probe.Gap{From: at("06:21:34.945"), To: at("06:21:35.483"), Before: "node1", After: "node2"}
 	powerGap  = probe.Gap{From: at("06:21:37.304"), To: at("06:21:43.100"), Before: "node2", After: "node1"}
@@ -90,7 +90,7 @@ func TestReadRecording(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Before != 2 || c.Epoch != 3 || c.Winner != "node1" || c.By != "node3" || c.Wasted != 0 || c.Later != 0 || c.Asked {
+	if c.Epoch != 3 || c.Winner != "node1" || c.By != "node3" || c.Wasted != 0 || c.Later != 0 || c.Asked {
 		t.Errorf("got %+v", c)
 	}
 	if len(c.Answers) != 2 || c.Answers[0].Node != "node1" || c.Start != (cluster.Position{Timeline: 4, LSN: 0x504ACA8}) || c.Quorum.K != 1 {
