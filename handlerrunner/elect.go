@@ -26,6 +26,9 @@ func (h *Handler) Detach(ctx context.Context, epoch cluster.Epoch) (cluster.Answ
 	if valid, held := h.tenure.valid(time.Now()); valid {
 		return cluster.Answer{}, fmt.Errorf("%s is active and holds the lease of epoch %d", h.Node, held)
 	}
+	if follows := h.followedEpoch(); follows >= epoch {
+		return cluster.Answer{}, fmt.Errorf("%s follows the active of epoch %d already", h.Node, follows)
+	}
 	h.mu.Lock()
 	promised := h.durable.Promise
 	h.durable.Promise = max(promised, epoch)

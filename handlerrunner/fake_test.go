@@ -178,7 +178,7 @@ func (s *fakeStore) SetSync(ctx context.Context, session string, index uint64, s
 		return false, nil
 	}
 	r.view.Sync, r.view.SyncIndex = set, r.touch()
-	s.h.w.note("", "sync set of %s: %s", set.Leader, cluster.Quorum{Members: set.Members, K: set.K})
+	s.h.w.note("", "sync set of %s: %d of %v", set.Leader, set.K, set.Members)
 	s.h.w.flow()
 	return true, nil
 }

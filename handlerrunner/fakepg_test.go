@@ -50,8 +50,10 @@ type fakePG struct {
 	stalled   bool // its receiver is connected and gets nothing
 	stranded  bool // the WAL it needs is gone; a clone mends it
 
-	failRewinds, failClones int  // so many of the next ones fail
-	hangs                   bool // a fast shutdown does not end
+	failRewinds, failClones int           // so many of the next ones fail
+	hangs                   bool          // a fast shutdown does not end
+	checkpoints             time.Duration // how long one takes
+	failPromotes            int
 }
 
 func newPG(h *host) *fakePG {
@@ -60,7 +62,9 @@ func newPG(h *host) *fakePG {
 
 func (p *fakePG) lsn() cluster.LSN { return cluster.LSN(len(p.wal) * recordSize) }
 
-func (p *fakePG) position() cluster.Position { return cluster.Position{Timeline: p.timeline, LSN: p.lsn()} }
+func (p *fakePG) position() cluster.Position {
+	return cluster.Position{Timeline: p.timeline, LSN: p.lsn()}
+}
 
 // source is the server that p streams from now, or nil. As in PostgreSQL, what
 // counts is the timeline and the LSN, not what the WAL says.
@@ -173,6 +177,10 @@ func (p *fakePG) Promote(ctx context.Context) (cluster.Position, error) {
 	if !p.running {
 		return cluster.Position{}, ErrNotRunning
 	}
+	if p.failPromotes > 0 {
+		p.failPromotes--
+		return cluster.Position{}, errors.New("the server did not accept the request")
+	}
 	if !p.primary {
 		p.history = append(slices.Clone(p.history), cluster.Fork{Timeline: p.timeline, LSN: p.lsn()})
 		p.timeline++
@@ -212,7 +220,7 @@ func (p *fakePG) Gate(_ context.Context, open bool) error {
 }
 
 func (p *fakePG) checkpoint(ctx context.Context) error {
-	if err := p.h.pause(ctx, 5*time.Millisecond); err != nil {
+	if err := p.h.pause(ctx, 5*time.Millisecond+p.checkpoints); err != nil {
 		return err
 	}
 	p.h.w.mu.Lock()
@@ -289,14 +297,22 @@ func (p *fakePG) Final(ctx context.Context) (cluster.Position, error) {
 	return p.position(), nil
 }
 
-// origin is the source of a copy. That it is ready, and takes writes, is an
-// invariant of the story, except when it has died since.
-func (p *fakePG) origin(node cluster.Node) (*fakePG, error) {
-	w := p.h.w
-	if l := w.reg.view.Leader; l.Held && (l.Node != node.Name || !l.Ready) {
-		w.fault("%s is mended from %q, which is not an active node that is ready", p.h.name, node.Name)
+// begin starts a copy from node. That node must have told that it is ready: one
+// that is still on its way may yet be passed over.
+func (p *fakePG) begin(node cluster.Node, rewind bool) {
+	p.h.w.mu.Lock()
+	defer p.h.w.mu.Unlock()
+	if l := p.h.w.reg.view.Leader; l.Node != node.Name || !l.Ready {
+		p.h.w.fault("%s is mended from %q, which is not an active node that is ready", p.h.name, node.Name)
 	}
-	u := w.hosts[node.Name]
+	if rewind {
+		p.complete = false
+	}
+}
+
+// origin is the source of a copy.
+func (p *fakePG) origin(node cluster.Node) (*fakePG, error) {
+	u := p.h.w.hosts[node.Name]
 	if u == nil || u.dead || u.isolated || u.frozen() || !u.pg.running || !u.pg.primary {
 		return nil, fmt.Errorf("%q cannot be reached, or is no primary", node.Name)
 	}
@@ -309,9 +325,7 @@ func (p *fakePG) take(from *fakePG) {
 }
 
 func (p *fakePG) Rewind(ctx context.Context, source cluster.Node) error {
-	p.h.w.mu.Lock()
-	p.complete = false
-	p.h.w.mu.Unlock()
+	p.begin(source, true)
 	if err := p.h.pause(ctx, 200*time.Millisecond); err != nil {
 		return err
 	}
@@ -334,6 +348,7 @@ func (p *fakePG) Rewind(ctx context.Context, source cluster.Node) error {
 }
 
 func (p *fakePG) Clone(ctx context.Context, source cluster.Node, progress func(string)) error {
+	p.begin(source, false)
 	progress("cloning from " + source.Name)
 	if err := p.h.pause(ctx, time.Second); err != nil {
 		return err
@@ -358,7 +373,7 @@ func (p *fakePG) Clone(ctx context.Context, source cluster.Node, progress func(s
 type fakeUnits struct {
 	h     *host
 	up    map[string]bool
-	stuck map[string]bool // cannot be started
+	stuck map[string]bool // can be neither started nor stopped
 }
 
 func (u *fakeUnits) set(unit string, run bool) {
@@ -395,14 +410,19 @@ func (u *fakeUnits) Stop(ctx context.Context, unit string) error {
 	}
 	u.h.w.mu.Lock()
 	hangs := unit == pgUnit && u.h.pg.running && u.h.pg.hangs
+	if u.stuck[unit] && u.run(unit) {
+		u.h.w.mu.Unlock()
+		return fmt.Errorf("unit %s does not stop", unit)
+	}
 	if !hangs && u.run(unit) {
 		u.set(unit, false)
 	}
 	u.h.w.mu.Unlock()
 	if hangs {
 		<-ctx.Done()
+		return ctx.Err()
 	}
-	return ctx.Err()
+	return nil
 }
 
 func (u *fakeUnits) Kill(ctx context.Context, unit string) error {
@@ -411,6 +431,9 @@ func (u *fakeUnits) Kill(ctx context.Context, unit string) error {
 	}
 	u.h.w.mu.Lock()
 	defer u.h.w.mu.Unlock()
+	if u.stuck[unit] {
+		return fmt.Errorf("unit %s cannot be killed", unit)
+	}
 	if unit == pgUnit {
 		u.h.pg.stop(false)
 	}

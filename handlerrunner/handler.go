@@ -191,8 +191,14 @@ func (h *Handler) step(ctx context.Context) {
 	for _, a := range d.Do {
 		if err := h.act(ctx, a, o); err != nil {
 			h.Log.Warn("action failed", "action", string(a), "state", string(d.To), "epoch", o.View.NextMaster.Epoch, "error", err)
-			break
+			if a == cluster.Fence {
+				break // the lock is not given back before; nothing else keeps the rest from being done
+			}
 		}
+	}
+	// A fence that failed has left the lock here.
+	if idle := d.To != cluster.Active && d.To != cluster.Promoting; idle && (o.Primary == cluster.No || o.Running == cluster.No) {
+		_ = h.act(ctx, cluster.Release, o)
 	}
 	if d.To != o.State {
 		h.wake()
@@ -209,7 +215,11 @@ func (h *Handler) enter(d cluster.Decision) {
 	h.attempt, h.followed = cluster.Unknown, 0
 	h.mu.Unlock()
 	h.roster, h.slotted, h.changed = roster{}, nil, 0
-	h.keep()
+	if d.To != cluster.Promoting {
+		// A promotion is on a clock, and one that was interrupted before it
+		// had the lock may as well have been a standby's.
+		h.keep()
+	}
 	h.Log.Info("state", "from", string(from), "to", string(d.To), "reason", d.Reason, "epoch", epoch)
 	h.Journal.Write("state", epoch, fmt.Sprintf("%s is %s: %s", h.Node, d.To, d.Reason), map[string]any{"from": from, "to": d.To})
 }
@@ -246,6 +256,12 @@ func (h *Handler) setUpstream(e cluster.Epoch) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.followed = e
+}
+
+func (h *Handler) followedEpoch() cluster.Epoch {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.followed
 }
 
 func (h *Handler) upstreamIs(e cluster.Epoch) bool {

@@ -17,6 +17,15 @@ type order struct {
 // HandOver gives activity to target and returns when target has been named, or
 // with the reason why it was not. It is refused on a node that is not active.
 func (h *Handler) HandOver(ctx context.Context, target string) error {
+	if err := h.mayHandOver(ctx, target); err != nil {
+		return err
+	}
+	// A checkpoint while clients still write leaves little for the one at
+	// shutdown, in which nobody can. It may take long, so it is not for the
+	// driver, who watches the lease.
+	if err := h.Checkpoint(ctx); err != nil {
+		return fmt.Errorf("hand over: %w", err)
+	}
 	o := order{target, make(chan error, 1)}
 	select {
 	case h.orders <- o:
@@ -36,20 +45,12 @@ func (h *Handler) HandOver(ctx context.Context, target string) error {
 // prefers the target among equals. The leader key says so meanwhile, and no
 // standby begins an election of its own.
 func (h *Handler) handOver(ctx context.Context, target string) error {
-	view, d, db := h.snapshot()
-	if valid, _ := h.tenure.valid(time.Now()); !valid || h.tenure.held() == nil || d.State != cluster.Active {
-		return fmt.Errorf("%s is not the active node", h.Node)
-	}
-	if err := h.ready(ctx, view, db, target); err != nil {
+	if err := h.mayHandOver(ctx, target); err != nil {
 		return err
 	}
+	view, d, db := h.snapshot()
 	began := time.Now()
 	h.Journal.Write("handover", view.NextMaster.Epoch, fmt.Sprintf("%s hands over to %s", h.Node, target), nil)
-	// A checkpoint while clients still write leaves little for the one at
-	// shutdown, in which nobody can.
-	if err := h.Checkpoint(ctx); err != nil {
-		return fmt.Errorf("hand over: %w", err)
-	}
 	// The lock falls with the checks of the server that is about to stop.
 	if err := h.tenure.held().Update(ctx, cluster.Leader{Node: h.Node, Epoch: d.Tried, Timeline: db.Position.Timeline, Yields: true}); err != nil {
 		return fmt.Errorf("hand over: %w", err)
@@ -82,6 +83,17 @@ func (h *Handler) handOver(ctx context.Context, target string) error {
 	return nil
 }
 
+// mayHandOver refuses what could not be done, before anything is stopped.
+func (h *Handler) mayHandOver(ctx context.Context, target string) error {
+	view, d, db := h.snapshot()
+	if valid, _ := h.tenure.valid(time.Now()); !valid || h.tenure.held() == nil || d.State != cluster.Active {
+		return fmt.Errorf("%s is not the active node", h.Node)
+	}
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	return h.ready(ctx, view, db, target)
+}
+
 // final is this node's own answer in the election that it hands over by: the
 // end of WAL after a clean shutdown.
 func (h *Handler) final(ctx context.Context, epoch cluster.Epoch) (cluster.Answer, error) {
@@ -101,7 +113,7 @@ func (h *Handler) final(ctx context.Context, epoch cluster.Epoch) (cluster.Answe
 	return cluster.Answer{Node: h.Node, Epoch: epoch, Position: pos, SystemID: db.SystemID, Complete: cluster.Yes, Files: h.Files().Complete}, nil
 }
 
-// ready refuses a target that could not take over, before anything is stopped.
+// ready refuses a target that could not take over.
 func (h *Handler) ready(ctx context.Context, view cluster.View, db Database, target string) error {
 	node, member := view.Nodes[target]
 	switch {

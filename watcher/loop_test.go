@@ -327,7 +327,7 @@ func TestRaftLeaderIsMovedOffTheActive(t *testing.T) {
 		v.Leader = cluster.Leader{Node: "node1", Epoch: 2, Held: true}
 		b.network.change(func() { b.network.peers["node2"] = syscall.ECONNREFUSED })
 		b.views <- v
-		time.Sleep(4 * time.Second)
+		time.Sleep(calmFor - 100*time.Millisecond)
 		if got := moved(); len(got) != 0 {
 			t.Errorf("moved to %v in the middle of a failover", got)
 		}

@@ -71,7 +71,7 @@ const (
 	freshFor = 3*probeEvery + probeLimit
 	// calmFor is how long nothing must have changed before the Raft leader is
 	// moved: a change of leader costs Consul a moment without one.
-	calmFor = 5 * time.Second
+	calmFor = 1500 * time.Millisecond
 )
 
 const (

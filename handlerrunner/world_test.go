@@ -1,0 +1,419 @@
+package handlerrunner
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+const (
+	pgUnit     = "postgresql"
+	alwaysUnit = "app"
+	leaderUnit = "web"
+)
+
+// world is a cluster in memory: Handlers as they are, everything that they hold
+// on to a fake, and a client that writes to whatever takes its writes. After
+// every change it checks what must always hold.
+type world struct {
+	t      *testing.T
+	dir    string
+	ctx    context.Context // ends with the story
+	cancel context.CancelFunc
+	asked  sync.WaitGroup // operators that wait for an answer
+
+	mu    sync.Mutex
+	reg   *registry
+	hosts map[string]*host
+	names []cluster.Assignment // all that electors wanted to name
+	notes []note
+	seen  map[string]bool // faults, each told once
+	log   bytes.Buffer
+
+	records int // grows downwards: WAL records that are no commits
+	commits int
+	acked   []int
+	ackedBy map[string]time.Time // when each host last acknowledged a commit
+}
+
+type note struct{ node, text string }
+
+// host is one machine of the world.
+type host struct {
+	w       *world
+	name    string
+	latency time.Duration
+	pg      *fakePG
+	units   *fakeUnits
+	verdict cluster.Verdict
+	departs int
+	dieAt   string // the kind of journal entry at which it loses power
+
+	dead     bool          // no power
+	thaw     chan struct{} // not nil: everything on it stands still until it is closed
+	isolated bool          // its network is gone
+	mute     bool          // it cannot reach the registry
+
+	handler *Handler
+	stop    context.CancelFunc // of the handler
+	done    chan struct{}
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{t: t, dir: t.TempDir(), hosts: map[string]*host{}, seen: map[string]bool{}, ackedBy: map[string]time.Time{}}
+	w.reg = newRegistry(w)
+	w.ctx, w.cancel = context.WithCancel(context.Background())
+	return w
+}
+
+func (w *world) sorted() []string { return slices.Sorted(maps.Keys(w.hosts)) }
+
+// note tells the transcript what happened on a node, or to the cluster.
+func (w *world) note(node, format string, args ...any) {
+	w.notes = append(w.notes, note{node, fmt.Sprintf(format, args...)})
+}
+
+// fault reports that what must always hold does not.
+func (w *world) fault(format string, args ...any) {
+	if text := fmt.Sprintf(format, args...); !w.seen[text] {
+		w.seen[text] = true
+		w.t.Errorf("at %s: %s", time.Now().Format("04:05.000"), text)
+	}
+}
+
+// flow moves WAL, acknowledges commits, lets checks fail, and checks.
+func (w *world) flow() {
+	for moved := true; moved; {
+		moved = false
+		for _, name := range w.sorted() {
+			moved = w.hosts[name].pg.receive() || moved
+		}
+	}
+	for name, h := range w.hosts {
+		if acked := h.pg.acknowledge(); len(acked) > 0 {
+			w.acked = append(w.acked, acked...)
+			w.ackedBy[name] = time.Now()
+		}
+	}
+	w.reg.checks()
+	w.check()
+}
+
+// check asserts the invariants of every moment.
+func (w *world) check() {
+	var active []string
+	lock, sync := w.reg.view.Leader, w.reg.view.Sync
+	for _, name := range w.sorted() {
+		h := w.hosts[name]
+		if h.handler != nil && !h.dead && h.handler.Active() {
+			active = append(active, name)
+		}
+		if !h.pg.running || !h.pg.primary || !h.pg.gate {
+			continue
+		}
+		if lock.Held && lock.Node == name && (sync.Leader != name || sync.Epoch != lock.Epoch) {
+			w.fault("%s is open in epoch %d and the sync set is still that of epoch %d", name, lock.Epoch, sync.Epoch)
+		}
+		if sync.Leader == name && !sync.Covered(h.pg.quorum) {
+			w.fault("%s waits for %s, which the published set %v does not cover", name, h.pg.quorum, sync)
+		}
+	}
+	if len(active) > 1 {
+		w.fault("%v are active at the same time", active)
+	}
+}
+
+// checkData asserts that whoever takes writes holds all that was acknowledged,
+// and that those who stream from it have nothing else.
+func (w *world) checkData() {
+	for _, name := range w.sorted() {
+		p := w.hosts[name].pg
+		if p.running && p.primary && p.gate && w.reg.view.Leader.Node == name && w.reg.view.Leader.Ready {
+			has := map[int]bool{}
+			for _, r := range p.wal {
+				has[r] = true
+			}
+			if i := slices.IndexFunc(w.acked, func(id int) bool { return !has[id] }); i >= 0 {
+				w.fault("commit %d was acknowledged and is not on %s", w.acked[i], name)
+			}
+		}
+		if s := p.source(); s != nil && !slices.Equal(p.wal, s.wal[:len(p.wal)]) {
+			w.fault("%s streams from %s and has other WAL", name, s.h.name)
+		}
+	}
+}
+
+// client writes to every host that takes writes, one commit at a time.
+func (w *world) client() {
+	for sleep(w.ctx, 10*time.Millisecond) == nil {
+		w.mu.Lock()
+		for _, name := range w.sorted() {
+			if w.hosts[name].pg.commit(w.commits + 1) {
+				w.commits++
+			}
+		}
+		w.flow()
+		w.mu.Unlock()
+	}
+}
+
+// add makes a machine that is a member. Its data directory is a clone of that of
+// the active, if there is one.
+func (w *world) add(name string) *host {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := len(w.hosts) + 1
+	h := &host{w: w, name: name, verdict: cluster.Majority, latency: time.Millisecond + time.Duration(n)*137*time.Microsecond}
+	h.pg = newPG(h)
+	h.units = &fakeUnits{h, map[string]bool{}, map[string]bool{}}
+	for _, other := range w.hosts {
+		if other.pg.running && other.pg.primary {
+			h.pg.take(other.pg)
+		}
+	}
+	w.hosts[name] = h
+	w.reg.view.Nodes[name] = cluster.Node{Name: name, Kind: cluster.Manager}
+	if w.reg.view.NextMaster.Node == "" {
+		w.reg.view.NextMaster = cluster.Assignment{Node: name, Epoch: 1, Reason: "the cluster is started on it"}
+		w.reg.view.NextMasterIndex = w.reg.index + 1
+	}
+	w.reg.touch()
+	return h
+}
+
+// start runs the handler of a host.
+func (h *host) start() {
+	log := slog.New(slog.NewTextHandler(&synced{w: h.w}, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", h.name)
+	handler, err := New(Options{
+		Node: h.name, Version: "story", State: filepath.Join(h.w.dir, h.name+".json"),
+		Store: &fakeStore{h}, Locks: &fakeLocks{h}, Postgres: h.pg, Replication: h.pg, Directory: h.pg, Units: h.units,
+		Peers: &fakePeers{h}, Journal: &fakeJournal{h},
+		Verdict:    func() cluster.VerdictReport { return cluster.VerdictReport{Verdict: h.verdict, Reason: "story"} },
+		Files:      func() cluster.FilesReport { return cluster.FilesReport{Complete: cluster.Yes} },
+		Checkpoint: h.pg.checkpoint,
+		Depart: func(context.Context) error {
+			h.w.mu.Lock()
+			defer h.w.mu.Unlock()
+			h.departs++
+			h.w.note(h.name, "leaves Consul")
+			return nil
+		},
+		PostgresUnit: pgUnit, AlwaysUnits: []string{alwaysUnit}, LeaderUnits: []string{leaderUnit}, Log: log,
+	})
+	if err != nil {
+		h.w.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	h.w.mu.Lock()
+	h.dead, h.handler, h.stop, h.done = false, handler, cancel, done
+	h.w.mu.Unlock()
+	go func() {
+		defer close(done)
+		if err := handler.Run(ctx); err != nil {
+			h.w.t.Errorf("handler of %s: %v", h.name, err)
+		}
+	}()
+}
+
+// halt ends the handler alone.
+func (h *host) halt() {
+	h.stop()
+	<-h.done
+	h.w.mu.Lock()
+	defer h.w.mu.Unlock()
+	h.handler = nil
+}
+
+// lose takes the power away. The caller holds the world's lock.
+func (h *host) lose() {
+	h.dead, h.dieAt, h.handler = true, "", nil
+	h.pg.stop(false)
+	clear(h.units.up)
+	h.stop()
+}
+
+func (h *host) frozen() bool { return h.thaw != nil }
+
+// speaks says that the host works and reaches the registry.
+func (h *host) speaks() bool { return !h.dead && !h.frozen() && !h.isolated && !h.mute }
+
+// pause lets time pass on a host: none passes while it is frozen.
+func (h *host) pause(ctx context.Context, d time.Duration) error {
+	if err := sleep(ctx, d); err != nil {
+		return err
+	}
+	for {
+		h.w.mu.Lock()
+		thaw, dead := h.thaw, h.dead
+		h.w.mu.Unlock()
+		switch {
+		case dead:
+			return errors.New("no power")
+		case thaw == nil:
+			return ctx.Err()
+		}
+		<-thaw
+	}
+}
+
+// fakePeers is the network between the hosts.
+type fakePeers struct{ h *host }
+
+var _ Peers = (*fakePeers)(nil)
+
+// reach waits for a host that answers. Silence lasts until the caller gives up.
+func (p *fakePeers) reach(ctx context.Context, name string) (*Handler, error) {
+	if err := p.h.pause(ctx, p.h.latency); err != nil {
+		return nil, err
+	}
+	p.h.w.mu.Lock()
+	to := p.h.w.hosts[name]
+	silent := to == nil || to.isolated || p.h.isolated || to.frozen()
+	var handler *Handler
+	if to != nil && !to.dead {
+		handler = to.handler
+	}
+	p.h.w.mu.Unlock()
+	switch {
+	case silent:
+		<-ctx.Done()
+		return nil, ctx.Err()
+	case handler == nil:
+		return nil, errors.New("connection refused")
+	}
+	return handler, nil
+}
+
+func (p *fakePeers) Detach(ctx context.Context, node cluster.Node, epoch cluster.Epoch) (cluster.Answer, error) {
+	handler, err := p.reach(ctx, node.Name)
+	if err != nil {
+		return cluster.Answer{}, err
+	}
+	return handler.Detach(ctx, epoch)
+}
+
+func (p *fakePeers) Report(ctx context.Context, node cluster.Node) (cluster.Report, error) {
+	handler, err := p.reach(ctx, node.Name)
+	if err != nil {
+		return cluster.Report{}, err
+	}
+	return handler.Report(ctx), nil
+}
+
+type fakeJournal struct{ h *host }
+
+var _ Journal = (*fakeJournal)(nil)
+
+var changing = regexp.MustCompile(`[0-9A-F]+/[0-9A-F]+`)
+var bytesOf = regexp.MustCompile(`\d+ bytes`)
+
+func scrub(s string) string {
+	return bytesOf.ReplaceAllString(changing.ReplaceAllString(s, "LSN"), "N bytes")
+}
+
+// Write keeps what is not told by the keys themselves.
+func (j *fakeJournal) Write(kind string, _ cluster.Epoch, message string, _ any) {
+	w := j.h.w
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if j.h.dead {
+		return
+	}
+	if kind != "elected" {
+		w.note(j.h.name, "%s", strings.TrimPrefix(message, j.h.name+" "))
+	}
+	w.check()
+	if kind == j.h.dieAt {
+		w.note(j.h.name, "loses power")
+		j.h.lose()
+	}
+}
+
+// synced is the log of the world, shown when a story fails.
+type synced struct{ w *world }
+
+var logMu sync.Mutex
+
+func (s *synced) Write(b []byte) (int, error) {
+	logMu.Lock()
+	defer logMu.Unlock()
+	return s.w.log.Write(b)
+}
+
+// tell returns the transcript since it was last asked for: what happened to the
+// cluster, then on each node, then how things stand.
+func (w *world) tell() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.checkData()
+	var out strings.Builder
+	for _, who := range append([]string{""}, w.sorted()...) {
+		last := ""
+		for _, n := range w.notes {
+			line := strings.TrimSpace(who + " " + scrub(n.text))
+			if n.node == who && line != last {
+				fmt.Fprintln(&out, line)
+				last = line
+			}
+		}
+	}
+	w.notes = nil
+	fmt.Fprintln(&out, "=> "+w.standing())
+	return out.String()
+}
+
+// standing is one line on how things stand.
+func (w *world) standing() string {
+	var parts []string
+	for _, name := range w.sorted() {
+		h := w.hosts[name]
+		state := "no handler"
+		switch {
+		case h.dead:
+			parts = append(parts, name+" dead")
+			continue
+		case h.frozen():
+			state = "frozen"
+		case h.handler != nil:
+			_, d, _ := h.handler.snapshot()
+			state = string(d.State)
+		}
+		switch s := h.pg.source(); {
+		case !h.pg.running:
+			state += " (stopped)"
+		case h.pg.primary && h.pg.gate:
+			state += " (open)"
+		case h.pg.primary:
+			state += " (primary)"
+		case s != nil:
+			state += " (from " + s.h.name + ")"
+		default:
+			state += " (alone)"
+		}
+		parts = append(parts, name+" "+state)
+	}
+	var writers []string
+	for _, name := range slices.Sorted(maps.Keys(w.ackedBy)) {
+		if time.Since(w.ackedBy[name]) < 200*time.Millisecond {
+			writers = append(writers, name)
+		}
+	}
+	writes := "no writes"
+	if len(writers) > 0 {
+		writes = "writes on " + strings.Join(writers, ", ")
+	}
+	return fmt.Sprintf("%s; epoch %d; %s", strings.Join(parts, ", "), w.reg.view.NextMaster.Epoch, writes)
+}
