@@ -75,7 +75,7 @@ const (
 )
 
 const (
-	writeEvery = 1500 * time.Millisecond // how often the verdict is written at least
+	writeEvery = time.Second // how often the verdict is written at least
 	retryEvery = time.Second             // a registry that cannot be read
 	lostAfter  = 3                       // pings in a row without answer
 )
