@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 
 	"github.com/understudy-ha/understudy/cluster"
@@ -19,9 +20,9 @@ type Admitter interface {
 
 // Backend is what the API serves.
 type Backend struct {
-	Node    Node
-	Admit   Admitter
-	View    func() cluster.View // from memory
+	Node  Node
+	Admit Admitter
+	View  func() cluster.View // from memory
 	// Caller tells whose verified certificate a connection carries.
 	Caller func(*tls.ConnectionState) (name string, ok bool)
 }
@@ -53,6 +54,7 @@ func Handler(b Backend) http.Handler {
 			return struct{}{}, b.Node.HandOver(ctx, in.Node)
 		})
 	}))
+	mux.HandleFunc("/", notFound)
 	return mux
 }
 
@@ -91,6 +93,10 @@ func answer[In any](w http.ResponseWriter, r *http.Request, do func(context.Cont
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&in); err != nil {
 		fail(w, Errorf(http.StatusBadRequest, CodeBadRequest, "the body cannot be read: %v", err))
+		return
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		fail(w, Errorf(http.StatusBadRequest, CodeBadRequest, "the body has more than one value"))
 		return
 	}
 	out, err := do(r.Context(), in)

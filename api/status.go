@@ -5,6 +5,7 @@ import (
 	"crypto/subtle"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/understudy-ha/understudy/cluster"
@@ -29,15 +30,13 @@ type StatusOptions struct {
 func StatusHandler(n Node, o StatusOptions) http.Handler {
 	mux := http.NewServeMux()
 	status := func(w http.ResponseWriter, r *http.Request) { serveStatus(w, r, n) }
-	for _, p := range append([]string{"/status"}, o.Paths...) {
-		mux.HandleFunc(p, status)
-	}
+	mux.HandleFunc("/status", status)
 	health := func(path string, ok func(cluster.Report) bool) {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
 			if !readOnly(w, r) {
 				return
 			}
-			report, code := n.Report(r.Context()), http.StatusOK
+			report, code := reportOf(r, n), http.StatusOK
 			if !ok(report) {
 				code = http.StatusServiceUnavailable
 			}
@@ -49,6 +48,13 @@ func StatusHandler(n Node, o StatusOptions) http.Handler {
 	health("/health", func(r cluster.Report) bool { return r.Open || r.State == cluster.Standby && r.Streaming })
 	health("/ready", func(r cluster.Report) bool { return r.Open || r.State == cluster.Standby && r.Streaming })
 	health("/live", func(cluster.Report) bool { return true })
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		if slices.Contains(o.Paths, r.URL.Path) {
+			status(w, r)
+			return
+		}
+		notFound(w, r)
+	})
 	if o.BasicAuth == "" {
 		return mux
 	}
@@ -59,11 +65,19 @@ func serveStatus(w http.ResponseWriter, r *http.Request, n Node) {
 	if !readOnly(w, r) {
 		return
 	}
-	report, code := n.Report(r.Context()), http.StatusBadRequest
-	if report.Open && n.Active() {
+	report, code := reportOf(r, n), http.StatusBadRequest
+	if report.Open {
 		code = http.StatusOK
 	}
 	reply(w, code, statusOf(report))
+}
+
+// reportOf is what the node says of itself. The report takes its time, so
+// whether it is open is looked at once more.
+func reportOf(r *http.Request, n Node) cluster.Report {
+	report := n.Report(r.Context())
+	report.Open = report.Open && n.Active()
+	return report
 }
 
 func statusOf(r cluster.Report) Status {
@@ -109,6 +123,10 @@ func reply(w http.ResponseWriter, code int, body any) {
 	w.WriteHeader(code)
 	// The client may have gone; there is nobody to tell.
 	_ = json.NewEncoder(w).Encode(body)
+}
+
+func notFound(w http.ResponseWriter, r *http.Request) {
+	fail(w, Errorf(http.StatusNotFound, CodeNotFound, "there is no %s %s here", r.Method, r.URL.Path))
 }
 
 func fail(w http.ResponseWriter, e *Error) { reply(w, e.Status, e) }

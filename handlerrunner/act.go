@@ -117,7 +117,14 @@ func (h *Handler) follow(ctx context.Context, o cluster.Observation) error {
 	}
 	h.moving.Lock()
 	defer h.moving.Unlock()
-	if _, d, _ := h.snapshot(); l.Epoch < d.Promise {
+	switch _, d, db := h.snapshot(); {
+	case l.Epoch < d.Promise:
+		return nil
+	case d.Made > db.Position.Timeline, d.Made > 0 && l.Ready && !doubled(l, d, db): // not made after all, or not in the way
+		if err := h.confirmMade(); err != nil {
+			return err
+		}
+	case d.Made > 0: // until it is known which timeline the other one makes
 		return nil
 	}
 	if err := h.Replication.Follow(ctx, o.View.Nodes[l.Node]); err != nil {
@@ -136,14 +143,14 @@ func (h *Handler) follow(ctx context.Context, o cluster.Observation) error {
 // forked, else by a clone beside it. A rewind that failed leaves no whole copy,
 // so the next attempt clones.
 func (h *Handler) rejoin(ctx context.Context) error {
-	view, _, db := h.snapshot()
+	view, d, db := h.snapshot()
 	source := view.Nodes[view.Leader.Node]
 	complete, err := h.Directory.Complete()
 	if err != nil {
 		return err
 	}
 	// A rewind that was done for this epoch and did not help is not repeated.
-	clone := !complete || !h.forked(db) || h.rewound == view.Leader.Epoch
+	clone := !complete || !h.forked(db) || h.rewound == view.Leader.Epoch || doubled(view.Leader, d, db)
 	if err := h.fence(ctx); err != nil {
 		return err
 	}
@@ -173,6 +180,9 @@ func (h *Handler) settle(ctx context.Context, epoch cluster.Epoch) error {
 	h.moving.Lock()
 	defer h.moving.Unlock()
 	h.setUpstream(0)
+	if err := h.confirmMade(); err != nil {
+		return err
+	}
 	if _, d, _ := h.snapshot(); d.Promise <= epoch {
 		return nil
 	}

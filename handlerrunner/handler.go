@@ -47,6 +47,10 @@ type durable struct {
 	Promise cluster.Epoch `json:"promise"` // takes no WAL of an earlier epoch
 	Tried   cluster.Epoch `json:"tried"`   // the latest epoch for which it took the lock
 	Session string        `json:"session"` // that holds, or held, the lock
+
+	// Made is the timeline that a promotion was to make for Tried, until the
+	// sync set of that epoch is published: see doubled.
+	Made cluster.Timeline `json:"made,omitempty"`
 }
 
 // tick is how often a node looks around where nothing wakes it.
@@ -256,6 +260,18 @@ func (h *Handler) setUpstream(e cluster.Epoch) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.followed = e
+}
+
+// confirmMade forgets an unconfirmed timeline. The caller holds moving.
+func (h *Handler) confirmMade() error {
+	h.mu.Lock()
+	made := h.durable.Made
+	h.durable.Made = 0
+	h.mu.Unlock()
+	if made == 0 {
+		return nil
+	}
+	return h.keep()
 }
 
 func (h *Handler) followedEpoch() cluster.Epoch {

@@ -30,6 +30,9 @@ func (r roster) update(now time.Time, db Database, members []string, patience ti
 		}
 	}
 	for _, m := range members {
+		if _, known := r[m]; !known {
+			r[m] = now // this daemon has just started; it may come yet
+		}
 		if !slices.Contains(standbys, m) && now.Sub(r[m]) < patience {
 			standbys = append(standbys, m)
 		}

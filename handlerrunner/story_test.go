@@ -236,7 +236,7 @@ var quick = map[string]func(*world, *host, []string) error{
 	"stick-unit": func(_ *world, h *host, args []string) error { h.units.stuck[args[0]] = true; return nil },
 	"immortal":   func(_ *world, h *host, _ []string) error { h.units.stuck[pgUnit] = true; return nil },
 	"mortal":     func(_ *world, h *host, _ []string) error { h.units.stuck[pgUnit] = false; return nil },
-	"run-unit":     func(_ *world, h *host, args []string) error { h.units.up[args[0]] = true; return nil },
+	"run-unit":   func(_ *world, h *host, args []string) error { h.units.up[args[0]] = true; return nil },
 	"fail-promotes": func(_ *world, h *host, args []string) (err error) {
 		h.pg.failPromotes, err = strconv.Atoi(args[0])
 		return err

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"strings"
+	"time"
 
 	"github.com/understudy-ha/understudy/api"
 	"github.com/understudy-ha/understudy/certs"
@@ -182,8 +184,16 @@ func (j *joining) clone(ctx context.Context) error {
 	if !ok || !view.Leader.Held {
 		return errors.New("the cluster has no active node at the moment to clone from; repeat the command when it has")
 	}
-	if err := pg.Clone(ctx, j.h.Upstream(active), j.progress); err != nil {
+	if err := insist(ctx, time.Minute, func(ctx context.Context) error {
+		return pg.Clone(ctx, j.h.Upstream(active), j.progress)
+	}, slotBusy); err != nil {
 		return err
 	}
 	return j.h.Units().Start(ctx, j.h.Config.Postgres.Unit)
+}
+
+// slotBusy says that the slot of this node is still held on the active by the
+// clone of an attempt that was killed. It falls free when that is noticed there.
+func slotBusy(err error) bool {
+	return strings.Contains(err.Error(), "replication slot") && strings.Contains(err.Error(), "is active for PID")
 }

@@ -110,14 +110,15 @@ func (r Removal) withdraw(ctx context.Context, n cluster.Node) error {
 }
 
 // Depart is the removed node's own part: it leaves Consul gracefully, so that it
-// counts for no majority any more, and disables the daemons but handler-runner,
-// which goes on telling that the node was removed. It may be repeated.
+// counts for no majority any more, and disables PostgreSQL and the daemons but
+// handler-runner, which goes on telling that the node was removed. The database
+// stays as it is. It may be repeated.
 func Depart(ctx context.Context, h *node.Host, reg *registry.Client) error {
 	if h.Record.Removed {
 		return nil
 	}
 	units := h.Units()
-	for _, u := range packaging.Daemons() {
+	for _, u := range append(packaging.Daemons(), h.Config.Postgres.Unit) {
 		if u == consulUnit || u == handlerUnit {
 			continue
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/understudy-ha/understudy/certs"
@@ -87,22 +88,26 @@ func (s starting) postgres(ctx context.Context) error {
 		return err
 	}
 	defer pg.Close()
-	units, unit := s.h.Units(), s.h.Config.Postgres.Unit
-	if err := units.Stop(ctx, unit); err != nil {
-		return err
-	}
 	control, err := pg.ControlData(ctx)
 	if err != nil {
 		return err
 	}
 	s.h.Record.Info.SystemID = control.SystemID
+	units, unit := s.h.Units(), s.h.Config.Postgres.Unit
+	if err := units.Stop(ctx, unit); err != nil {
+		return err
+	}
+	// In this order, because a server that is prepared boots as a standby, in
+	// which no role can be made any more.
+	if !pg.Complete() {
+		if err := insist(ctx, 10*time.Second, pg.EnsureRoles, dataDirBusy); err != nil {
+			return err
+		}
+		if err := pg.MarkComplete(ctx); err != nil {
+			return err
+		}
+	}
 	if err := pg.Prepare(ctx); err != nil {
-		return err
-	}
-	if err := pg.EnsureRoles(ctx); err != nil {
-		return err
-	}
-	if err := pg.MarkComplete(ctx); err != nil {
 		return err
 	}
 	if err := units.Enable(ctx, unit); err != nil {
@@ -110,6 +115,10 @@ func (s starting) postgres(ctx context.Context) error {
 	}
 	return units.Start(ctx, unit)
 }
+
+// dataDirBusy says that the single-user server of an attempt that was killed has
+// not ended yet.
+func dataDirBusy(err error) bool { return strings.Contains(err.Error(), "postmaster.pid") }
 
 func (s starting) record(ctx context.Context, o cluster.Options) error {
 	reg, err := s.h.Registry()

@@ -41,6 +41,10 @@ func run(ctx context.Context, h *node.Host, steps []step, show Progress) error {
 		if err == nil {
 			err = s.do(ctx)
 		}
+		// Whatever a step says that was cut off: that is the reason.
+		if cut := ctx.Err(); err != nil && cut != nil && !errors.Is(err, cut) {
+			err = fmt.Errorf("%w: %w", cut, err)
+		}
 		show(s.name, true, err)
 		if err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
@@ -173,6 +177,22 @@ func await(ctx context.Context, done func(ctx context.Context) (bool, string)) e
 		case <-ctx.Done():
 			return fmt.Errorf("%w; at last: %s", context.Cause(ctx), status)
 		case <-tick.C:
+		}
+	}
+}
+
+// insist repeats what fails with a passing error until it works, or for a time,
+// and returns the last error.
+func insist(ctx context.Context, atMost time.Duration, do func(context.Context) error, passing func(error) bool) error {
+	end := time.Now().Add(atMost)
+	for {
+		err := do(ctx)
+		if err == nil || !passing(err) || ctx.Err() != nil || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(200 * time.Millisecond):
 		}
 	}
 }

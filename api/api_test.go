@@ -1,0 +1,262 @@
+package api_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/understudy-ha/understudy/api"
+	"github.com/understudy-ha/understudy/certs"
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+// newCA is the folder of a first node, which signs.
+func newCA(t *testing.T) certs.Dir {
+	t.Helper()
+	d := certs.Dir(filepath.Join(t.TempDir(), "ssl"))
+	check(t, d.NewCA("c1"))
+	return d
+}
+
+// joined is the folder of a node with a certificate of ca.
+func joined(t *testing.T, ca certs.Dir, name, ip string) certs.Dir {
+	t.Helper()
+	d := certs.Dir(filepath.Join(t.TempDir(), "ssl"))
+	csr, err := d.Request(name, ip)
+	check(t, err)
+	cert, err := ca.Sign(csr, name, ip)
+	check(t, err)
+	text, err := ca.CA()
+	check(t, err)
+	check(t, d.Install(text, cert))
+	return d
+}
+
+type admitter struct{ err error }
+
+func (a admitter) Admit(_ context.Context, r api.JoinRequest) (api.JoinReply, error) {
+	return api.JoinReply{Active: "n1", GossipKey: r.TokenID}, a.err
+}
+
+// service is the API of n1 over mutual TLS; n3 was removed.
+type service struct {
+	node   *fakeNode
+	ca     certs.Dir
+	server *httptest.Server
+	self   cluster.Node
+}
+
+func serve(t *testing.T, node *fakeNode, admit api.Admitter) *service {
+	t.Helper()
+	s := &service{node: node, ca: newCA(t)}
+	conf, err := joined(t, s.ca, "n1", "127.0.0.1").ServerTLS()
+	check(t, err)
+	s.server = httptest.NewUnstartedServer(api.Handler(api.Backend{
+		Node: node, Admit: admit, Caller: certs.PeerName,
+		View: func() cluster.View {
+			return cluster.View{Removed: map[string]cluster.Tombstone{"n3": {Node: "n3"}}}
+		},
+	}))
+	s.server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.server.Listener = tls.NewListener(s.server.Listener, conf) // StartTLS has a certificate of its own
+	s.server.Start()
+	t.Cleanup(s.server.Close)
+	s.self = cluster.Node{Name: "n1", Address: "127.0.0.1", Ports: cluster.Ports{API: s.server.Listener.Addr().(*net.TCPAddr).Port}}
+	return s
+}
+
+// as returns the TLS settings of a member.
+func (s *service) as(t *testing.T, name string) *tls.Config {
+	t.Helper()
+	conf, err := joined(t, s.ca, name, "127.0.0.2").ClientTLS("")
+	check(t, err)
+	return conf
+}
+
+// mustBe fails unless err is an answer of this status and code.
+func mustBe(t *testing.T, err error, status int, code string) {
+	t.Helper()
+	var e *api.Error
+	if !errors.As(err, &e) || e.Code != code || e.Status != status || e.Message == "" {
+		t.Errorf("got %v (%+v), want %d %s", err, e, status, code)
+	}
+}
+
+func TestMembersAreServed(t *testing.T) {
+	s := serve(t, active(), admitter{})
+	c := api.NewClient(s.as(t, "n2"))
+	check(t, c.Ping(t.Context(), s.self))
+	r, err := c.Report(t.Context(), s.self)
+	if err != nil || r.Node != "n1" || r.Epoch != 7 || !r.Open || r.State != cluster.Active || r.LagBytes != nil {
+		t.Errorf("report %+v, %v", r, err)
+	}
+	a, err := c.Detach(t.Context(), s.self, 8)
+	if err != nil || a.Epoch != 8 || a.Node != "n1" || a.Complete != cluster.Yes || a.Position != (cluster.Position{Timeline: 2, LSN: 0x3000060}) {
+		t.Errorf("answer %+v, %v", a, err)
+	}
+	check(t, c.SetActive(t.Context(), s.self, "n2"))
+	if len(s.node.targets) != 1 || s.node.targets[0] != "n2" || len(s.node.asked) != 1 || s.node.asked[0] != 8 {
+		t.Errorf("asked for %v, handed over to %v", s.node.asked, s.node.targets)
+	}
+}
+
+func TestWhoIsRefused(t *testing.T) {
+	s := serve(t, active(), admitter{})
+	calls := map[string]func(*api.Client) error{
+		"ping":       func(c *api.Client) error { return c.Ping(t.Context(), s.self) },
+		"report":     func(c *api.Client) error { _, err := c.Report(t.Context(), s.self); return err },
+		"detach":     func(c *api.Client) error { _, err := c.Detach(t.Context(), s.self, 8); return err },
+		"set-active": func(c *api.Client) error { return c.SetActive(t.Context(), s.self, "n2") },
+	}
+	unnamed := s.as(t, "n2")
+	unnamed.GetClientCertificate = nil
+	pin, err := s.ca.Pin()
+	check(t, err)
+	foreign, err := joined(t, newCA(t), "n2", "127.0.0.2").ClientTLS("")
+	check(t, err)
+	imposter := s.as(t, "n2") // trusts the right CA and shows a certificate of another
+	imposter.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		return foreign.GetClientCertificate(nil)
+	}
+	for name, call := range calls {
+		t.Run(name, func(t *testing.T) {
+			mustBe(t, call(api.NewClient(unnamed)), 403, api.CodeForbidden)
+			mustBe(t, call(api.NewClient(certs.BootstrapTLS(pin))), 403, api.CodeForbidden)
+			mustBe(t, call(api.NewClient(s.as(t, "n3"))), 403, api.CodeRemoved)
+			if err := call(api.NewClient(foreign)); err == nil || !strings.Contains(err.Error(), "unknown authority") {
+				t.Errorf("a server of another CA was believed: %v", err)
+			}
+			var e *api.Error
+			if err := call(api.NewClient(imposter)); err == nil || errors.As(err, &e) {
+				t.Errorf("a certificate of another CA went through the handshake: %v", err)
+			}
+		})
+	}
+	if len(s.node.asked)+len(s.node.targets) != 0 {
+		t.Errorf("something was done: %v, %v", s.node.asked, s.node.targets)
+	}
+}
+
+func TestJoinNeedsNoCertificate(t *testing.T) {
+	s := serve(t, active(), admitter{})
+	pin, err := s.ca.Pin()
+	check(t, err)
+	address := s.server.Listener.Addr().String()
+	out, err := api.NewClient(certs.BootstrapTLS(pin)).Join(t.Context(), address, api.JoinRequest{TokenID: "t1", Node: cluster.Node{Name: "n4"}})
+	if err != nil || out.Active != "n1" || out.GossipKey != "t1" {
+		t.Errorf("%+v, %v", out, err)
+	}
+	wrong, err := newCA(t).Pin()
+	check(t, err)
+	if _, err := api.NewClient(certs.BootstrapTLS(wrong)).Join(t.Context(), address, api.JoinRequest{Secret: "s"}); !errors.Is(err, certs.ErrWrongPin) {
+		t.Errorf("the secret was told to a cluster with another CA: %v", err)
+	}
+	s = serve(t, active(), admitter{api.Errorf(http.StatusForbidden, api.CodeToken, "the token has expired")})
+	pin, err = s.ca.Pin()
+	check(t, err)
+	_, err = api.NewClient(certs.BootstrapTLS(pin)).Join(t.Context(), s.server.Listener.Addr().String(), api.JoinRequest{})
+	mustBe(t, err, 403, api.CodeToken)
+}
+
+func TestBackendErrors(t *testing.T) {
+	s := serve(t, standby(), admitter{})
+	c := api.NewClient(s.as(t, "n2"))
+	mustBe(t, c.SetActive(t.Context(), s.self, "n2"), 409, api.CodeNotActive)
+	s = serve(t, active(), admitter{})
+	s.node.err = errors.New("n2 is offline")
+	c = api.NewClient(s.as(t, "n2"))
+	err := c.SetActive(t.Context(), s.self, "n2")
+	mustBe(t, err, 409, api.CodeFailed)
+	if !strings.Contains(err.Error(), "n1") || !strings.Contains(err.Error(), "n2 is offline") {
+		t.Errorf("%v does not say who answered what", err)
+	}
+	_, err = c.Detach(t.Context(), s.self, 8)
+	mustBe(t, err, 409, api.CodeFailed)
+}
+
+func TestBadRequests(t *testing.T) {
+	s := serve(t, active(), admitter{})
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: s.as(t, "n2")}}
+	defer client.CloseIdleConnections()
+	for name, c := range map[string]struct {
+		method, path, body string
+		status             int
+		code               string
+	}{
+		"unknown field":  {"POST", "detach", `{"epoch": 8, "force": true}`, 400, api.CodeBadRequest},
+		"no JSON":        {"POST", "detach", `epoch=8`, 400, api.CodeBadRequest},
+		"wrong type":     {"POST", "detach", `{"epoch": "8"}`, 400, api.CodeBadRequest},
+		"negative epoch": {"POST", "detach", `{"epoch": -1}`, 400, api.CodeBadRequest},
+		"empty":          {"POST", "detach", ``, 400, api.CodeBadRequest},
+		"cut off":        {"POST", "set-active", `{"node": "n`, 400, api.CodeBadRequest},
+		"more behind it": {"POST", "set-active", `{"node": "n2"} {"node": "n4"}`, 400, api.CodeBadRequest},
+		"too large":      {"POST", "set-active", `{"node": "` + strings.Repeat("x", 1<<20) + `"}`, 400, api.CodeBadRequest},
+		"unknown path":   {"GET", "secrets", ``, 404, api.CodeNotFound},
+		"wrong method":   {"GET", "detach", ``, 404, api.CodeNotFound},
+	} {
+		t.Run(name, func(t *testing.T) {
+			req, err := http.NewRequest(c.method, "https://"+s.server.Listener.Addr().String()+"/api/v1/"+c.path, strings.NewReader(c.body))
+			check(t, err)
+			resp, err := client.Do(req)
+			check(t, err)
+			defer resp.Body.Close()
+			text, err := io.ReadAll(resp.Body)
+			check(t, err)
+			var body map[string]string
+			if err := json.Unmarshal(text, &body); err != nil || len(body) != 2 || body["error_code"] != c.code || body["message"] == "" || resp.StatusCode != c.status {
+				t.Errorf("%d %s", resp.StatusCode, text)
+			}
+		})
+	}
+	if len(s.node.asked)+len(s.node.targets) != 0 {
+		t.Errorf("something was done: %v, %v", s.node.asked, s.node.targets)
+	}
+}
+
+// What is not one of our answers is told by its HTTP status, and a node that
+// cannot be reached by its name and address.
+func TestClientErrors(t *testing.T) {
+	for name, c := range map[string]struct {
+		handler http.HandlerFunc
+		want    string
+	}{
+		"a proxy in between":  {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "<html>bad gateway", 502) }, "502 Bad Gateway"},
+		"an error without us": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500); _, _ = w.Write([]byte(`{}`)) }, "500 Internal"},
+		"no JSON":             {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("hello")) }, "invalid character"},
+		"without an end":      {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(bytes.Repeat([]byte(" "), 2<<20)) }, "unexpected end"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := httptest.NewTLSServer(c.handler)
+			defer server.Close()
+			client := api.NewClient(server.Client().Transport.(*http.Transport).TLSClientConfig)
+			node := cluster.Node{Name: "n9", Address: "127.0.0.1", Ports: cluster.Ports{API: server.Listener.Addr().(*net.TCPAddr).Port}}
+			_, err := client.Report(t.Context(), node)
+			var e *api.Error
+			if err == nil || errors.As(err, &e) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "n9 (127.0.0.1:") {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	node := cluster.Node{Name: "n9", Address: "127.0.0.1", Ports: cluster.Ports{API: l.Addr().(*net.TCPAddr).Port}}
+	check(t, l.Close())
+	if err := api.NewClient(&tls.Config{}).Ping(t.Context(), node); err == nil || !strings.Contains(err.Error(), "n9 (127.0.0.1:") {
+		t.Errorf("error %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := api.NewClient(&tls.Config{}).Ping(ctx, node); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+}

@@ -1,0 +1,146 @@
+package handlerrunner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+// scriptedLease renews as the test says.
+type scriptedLease struct {
+	renew    func(ctx context.Context) error
+	released int
+}
+
+var _ Lease = (*scriptedLease)(nil)
+
+func (l *scriptedLease) ID() string                                   { return "session" }
+func (l *scriptedLease) Renew(ctx context.Context) error              { return l.renew(ctx) }
+func (l *scriptedLease) Update(context.Context, cluster.Leader) error { return nil }
+func (l *scriptedLease) Release(context.Context) error                { l.released++; return nil }
+
+const ttl = time.Second
+
+// begun returns a tenure of epoch 7 that was asked for at asked; woken is closed
+// when it has ended.
+func begun(l Lease, asked time.Time) (t *tenure, woken chan struct{}) {
+	woken = make(chan struct{})
+	t = &tenure{log: slog.New(slog.DiscardHandler), wake: func() { close(woken) }}
+	t.begin(l, 7, asked, ttl)
+	return t, woken
+}
+
+func mustBe(t *testing.T, x *tenure, want bool) {
+	t.Helper()
+	if valid, epoch := x.valid(time.Now()); valid != want || epoch != 7 {
+		t.Errorf("valid %v for epoch %d, want %v for 7", valid, epoch, want)
+	}
+}
+
+func TestTenureCountsFromBeforeItWasAskedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := time.Now()
+		time.Sleep(400 * time.Millisecond) // the answer was long in coming
+		x, woken := begun(&scriptedLease{renew: func(context.Context) error { return errors.New("no leader") }}, asked)
+		defer x.leave()
+		time.Sleep(lifetime(ttl) - 400*time.Millisecond - 1)
+		mustBe(t, x, true)
+		time.Sleep(1)
+		mustBe(t, x, false)
+		<-woken
+	})
+}
+
+func TestTenureCountsFromBeforeTheRenewalWasSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var sent time.Time
+		answers := 0
+		x, woken := begun(&scriptedLease{renew: func(ctx context.Context) error {
+			if answers++; answers > 1 {
+				return errors.New("no leader")
+			}
+			sent = time.Now()
+			return sleep(ctx, 450*time.Millisecond)
+		}}, time.Now())
+		defer x.leave()
+		<-woken
+		mustBe(t, x, false)
+		if late := time.Since(sent) - lifetime(ttl); late < 0 || late > ttl/renewals {
+			t.Errorf("ended %s after its lifetime", late)
+		}
+		if valid, _ := x.valid(sent.Add(lifetime(ttl) - 1)); !valid {
+			t.Error("the renewal did not count")
+		}
+		if valid, _ := x.valid(sent.Add(lifetime(ttl))); valid {
+			t.Error("the renewal counted for longer than from when it was sent")
+		}
+	})
+}
+
+func TestTenureEndsWhileRenewHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		x, woken := begun(&scriptedLease{renew: func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }}, began)
+		defer x.leave()
+		<-woken
+		mustBe(t, x, false)
+		// The driver is woken with the renewal that finds it over, not much later.
+		if late := time.Since(began) - lifetime(ttl); late < 0 || late > ttl/2 {
+			t.Errorf("woken %s after the end", late)
+		}
+	})
+}
+
+func TestTenureEndsAtOnceWithItsSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		x, woken := begun(&scriptedLease{renew: func(context.Context) error { return fmt.Errorf("renew: %w", ErrSessionGone) }}, began)
+		<-woken
+		mustBe(t, x, false)
+		if since := time.Since(began); since != ttl/renewals {
+			t.Errorf("noticed after %s, want with the first renewal, after %s", since, ttl/renewals)
+		}
+	})
+}
+
+func TestTenureGoesOnWhileItIsRenewed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := 0
+		l := &scriptedLease{renew: func(context.Context) error {
+			if n++; n%3 != 0 {
+				return errors.New("no leader just now")
+			}
+			return nil
+		}}
+		x, woken := begun(l, time.Now())
+		for range 100 {
+			time.Sleep(ttl / 4)
+			mustBe(t, x, true)
+		}
+		x.end(t.Context())
+		<-woken
+		mustBe(t, x, false)
+		x.end(t.Context())
+		if l.released != 1 || x.held() != nil {
+			t.Errorf("released %d times, want once", l.released)
+		}
+	})
+}
+
+func TestTenureIsLeftToTheNextHandler(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &scriptedLease{renew: func(context.Context) error { return nil }}
+		x, woken := begun(l, time.Now())
+		x.leave()
+		<-woken
+		if l.released != 0 {
+			t.Error("the lock was given back")
+		}
+	})
+}
