@@ -100,7 +100,7 @@ func TestMembersAreServed(t *testing.T) {
 	if err != nil || r.Node != "n1" || r.Epoch != 7 || !r.Open || r.State != cluster.Active || r.LagBytes != nil {
 		t.Errorf("report %+v, %v", r, err)
 	}
-	a, err := c.Detach(t.Context(), s.self, 8)
+	a, err := c.Detach(t.Context(), s.self, 8, 1)
 	if err != nil || a.Epoch != 8 || a.Node != "n1" || a.Complete != cluster.Yes || a.Position != (cluster.Position{Timeline: 2, LSN: 0x3000060}) {
 		t.Errorf("answer %+v, %v", a, err)
 	}
@@ -115,7 +115,7 @@ func TestWhoIsRefused(t *testing.T) {
 	calls := map[string]func(*api.Client) error{
 		"ping":       func(c *api.Client) error { return c.Ping(t.Context(), s.self) },
 		"report":     func(c *api.Client) error { _, err := c.Report(t.Context(), s.self); return err },
-		"detach":     func(c *api.Client) error { _, err := c.Detach(t.Context(), s.self, 8); return err },
+		"detach":     func(c *api.Client) error { _, err := c.Detach(t.Context(), s.self, 8, 1); return err },
 		"set-active": func(c *api.Client) error { return c.SetActive(t.Context(), s.self, "n2") },
 	}
 	unnamed := s.as(t, "n2")
@@ -180,7 +180,7 @@ func TestBackendErrors(t *testing.T) {
 	if !strings.Contains(err.Error(), "n1") || !strings.Contains(err.Error(), "n2 is offline") {
 		t.Errorf("%v does not say who answered what", err)
 	}
-	_, err = c.Detach(t.Context(), s.self, 8)
+	_, err = c.Detach(t.Context(), s.self, 8, 1)
 	mustBe(t, err, 409, api.CodeFailed)
 }
 

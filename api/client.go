@@ -43,8 +43,8 @@ func (c *Client) Report(ctx context.Context, n cluster.Node) (r cluster.Report, 
 }
 
 // Detach asks the node to promise and to tell its final position.
-func (c *Client) Detach(ctx context.Context, n cluster.Node, epoch cluster.Epoch) (a cluster.Answer, err error) {
-	err = c.call(ctx, http.MethodPost, n, "detach", DetachRequest{epoch}, &a)
+func (c *Client) Detach(ctx context.Context, n cluster.Node, epoch cluster.Epoch, seen uint64) (a cluster.Answer, err error) {
+	err = c.call(ctx, http.MethodPost, n, "detach", DetachRequest{epoch, seen}, &a)
 	return a, err
 }
 

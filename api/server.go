@@ -43,7 +43,7 @@ func Handler(b Backend) http.Handler {
 		reply(w, http.StatusOK, b.Node.Report(r.Context()))
 	}))
 	mux.Handle("POST /api/v1/detach", b.members(func(w http.ResponseWriter, r *http.Request) {
-		answer(w, r, func(ctx context.Context, in DetachRequest) (any, error) { return b.Node.Detach(ctx, in.Epoch) })
+		answer(w, r, func(ctx context.Context, in DetachRequest) (any, error) { return b.Node.Detach(ctx, in.Epoch, in.Seen) })
 	}))
 	mux.Handle("POST /api/v1/set-active", b.members(func(w http.ResponseWriter, r *http.Request) {
 		if !b.Node.Active() {
@@ -62,6 +62,7 @@ func Handler(b Backend) http.Handler {
 // cluster.Answer.
 type DetachRequest struct {
 	Epoch cluster.Epoch `json:"epoch"`
+	Seen  uint64        `json:"seen"` // index at which the leader key was free
 }
 
 // SetActiveRequest is the body of POST /api/v1/set-active.

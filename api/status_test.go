@@ -30,7 +30,7 @@ var _ api.Node = (*fakeNode)(nil)
 func (n *fakeNode) Active() bool                          { return n.active }
 func (n *fakeNode) Report(context.Context) cluster.Report { return n.report }
 
-func (n *fakeNode) Detach(_ context.Context, epoch cluster.Epoch) (cluster.Answer, error) {
+func (n *fakeNode) Detach(_ context.Context, epoch cluster.Epoch, _ uint64) (cluster.Answer, error) {
 	n.asked = append(n.asked, epoch)
 	return cluster.Answer{Node: n.report.Node, Epoch: epoch, Complete: cluster.Yes, Position: cluster.Position{Timeline: 2, LSN: 0x3000060}}, n.err
 }

@@ -158,7 +158,7 @@ func assign(ctx context.Context, t *testing.T, client *registry.Client, name str
 	if err := client.AddNode(ctx, cluster.Node{Name: name, Address: "127.10.5.1", Kind: cluster.Manager}); err != nil {
 		t.Fatal(err)
 	}
-	if ok, err := client.SetNextMaster(ctx, 0, cluster.Assignment{Node: name, Epoch: 1, Reason: "test"}); !ok || err != nil {
+	if ok, err := client.SetNextMaster(ctx, cluster.View{}, cluster.Assignment{Node: name, Epoch: 1, Reason: "test"}); !ok || err != nil {
 		t.Fatalf("set next-master: %v %v", ok, err)
 	}
 }

@@ -19,8 +19,10 @@ const (
 
 // Detach answers an election: it promises to take no WAL of an epoch before the
 // given one, ends the reception of WAL, and tells how far this node has come.
-// While this node is active and its lease is valid it refuses.
-func (h *Handler) Detach(ctx context.Context, epoch cluster.Epoch) (cluster.Answer, error) {
+// The election has seen the leader key free at the index seen, and can name
+// nobody once that key has changed. While this node is active and its lease is
+// valid it refuses.
+func (h *Handler) Detach(ctx context.Context, epoch cluster.Epoch, seen uint64) (cluster.Answer, error) {
 	h.moving.Lock()
 	defer h.moving.Unlock()
 	if valid, held := h.tenure.valid(time.Now()); valid {
@@ -29,17 +31,49 @@ func (h *Handler) Detach(ctx context.Context, epoch cluster.Epoch) (cluster.Answ
 	if follows := h.followedEpoch(); follows >= epoch {
 		return cluster.Answer{}, fmt.Errorf("%s follows the active of epoch %d already", h.Node, follows)
 	}
-	h.mu.Lock()
-	promised := h.durable.Promise
-	h.durable.Promise = max(promised, epoch)
-	h.mu.Unlock()
-	if epoch > promised {
-		if err := h.keep(); err != nil {
-			return cluster.Answer{}, fmt.Errorf("keep the promise for epoch %d: %w", epoch, err)
-		}
+	promise, err := h.promise(epoch, seen)
+	if err != nil {
+		return cluster.Answer{}, err
 	}
 	h.setUpstream(0)
-	return h.answer(ctx, max(promised, epoch))
+	return h.answer(ctx, promise)
+}
+
+// promise writes down that no WAL of an epoch before the given one is taken, and
+// returns the epoch that is promised now. The caller holds moving.
+func (h *Handler) promise(epoch cluster.Epoch, seen uint64) (cluster.Epoch, error) {
+	h.mu.Lock()
+	before := h.durable
+	h.durable.Promise = max(before.Promise, epoch)
+	h.durable.PromiseAt = max(before.PromiseAt, seen)
+	now := h.durable
+	h.mu.Unlock()
+	if now == before {
+		return now.Promise, nil
+	}
+	if err := h.keep(); err != nil {
+		return 0, fmt.Errorf("keep the promise for epoch %d: %w", epoch, err)
+	}
+	return now.Promise, nil
+}
+
+// redeem takes back a promise whose election has come to nothing: the node that
+// was named before it has taken the lock since, so it can name nobody any more.
+// Without it a node would stay detached from an active that it could follow.
+func (h *Handler) redeem() {
+	h.moving.Lock()
+	defer h.moving.Unlock()
+	h.mu.Lock()
+	v, d := h.view, h.durable
+	void := v.Leader.Held && v.Leader.Epoch == v.NextMaster.Epoch && d.Promise > v.Leader.Epoch && v.LeaderIndex > d.PromiseAt
+	if void {
+		h.durable.Promise = v.Leader.Epoch
+	}
+	h.mu.Unlock()
+	if void {
+		h.Log.Info("promise is void: its election was forestalled", "promised", d.Promise, "epoch", v.Leader.Epoch)
+		h.keep()
+	}
 }
 
 // answer tells the final position. The caller holds moving and has promised.
@@ -113,7 +147,7 @@ func (h *Handler) ballot(ctx context.Context, b cluster.Ballot, began time.Time)
 		return fmt.Errorf("election for epoch %d: nobody is named: %s (%v)", b.Epoch, out.Reason, out.Passed)
 	}
 	next := cluster.Assignment{Node: out.Winner, Epoch: b.Epoch, Reason: out.Reason, By: h.Node, At: time.Now()}
-	ok, err := h.Store.SetNextMaster(ctx, b.View.NextMasterIndex, next)
+	ok, err := h.Store.SetNextMaster(ctx, b.View, next)
 	if err != nil {
 		return fmt.Errorf("name %s for epoch %d: %w", out.Winner, b.Epoch, err)
 	}
@@ -143,7 +177,7 @@ func (h *Handler) ask(ctx context.Context, b cluster.Ballot) []cluster.Answer {
 	replies := make(chan reply, len(asked))
 	for _, name := range asked {
 		go func() {
-			a, ok := h.askOne(ctx, b.View.Nodes[name], b.Epoch)
+			a, ok := h.askOne(ctx, b.View.Nodes[name], b)
 			replies <- reply{a, name, ok}
 		}()
 	}
@@ -179,16 +213,16 @@ type reply struct {
 }
 
 // askOne returns the answer of one node, if it gave one.
-func (h *Handler) askOne(ctx context.Context, node cluster.Node, epoch cluster.Epoch) (cluster.Answer, bool) {
+func (h *Handler) askOne(ctx context.Context, node cluster.Node, b cluster.Ballot) (cluster.Answer, bool) {
 	var a cluster.Answer
 	var err error
 	if node.Name == h.Node {
-		a, err = h.Detach(ctx, epoch)
+		a, err = h.Detach(ctx, b.Epoch, b.View.LeaderIndex)
 	} else {
-		a, err = h.Peers.Detach(ctx, node, epoch)
+		a, err = h.Peers.Detach(ctx, node, b.Epoch, b.View.LeaderIndex)
 	}
 	if err != nil {
-		h.Log.Info("no answer", "node", node.Name, "epoch", epoch, "error", err)
+		h.Log.Info("no answer", "node", node.Name, "epoch", b.Epoch, "error", err)
 	}
 	return a, err == nil
 }

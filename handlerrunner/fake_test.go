@@ -150,14 +150,14 @@ func (s *fakeStore) Watch(ctx context.Context, see func(cluster.View, bool)) err
 	}
 }
 
-func (s *fakeStore) SetNextMaster(ctx context.Context, index uint64, a cluster.Assignment) (bool, error) {
+func (s *fakeStore) SetNextMaster(ctx context.Context, seen cluster.View, a cluster.Assignment) (bool, error) {
 	r, err := s.reach(ctx)
 	if err != nil {
 		return false, err
 	}
 	defer s.h.w.mu.Unlock()
 	s.h.w.names = append(s.h.w.names, a)
-	if index != r.view.NextMasterIndex {
+	if seen.NextMasterIndex != r.view.NextMasterIndex || seen.LeaderIndex != r.view.LeaderIndex {
 		return false, nil
 	}
 	if a.Epoch <= r.view.NextMaster.Epoch {

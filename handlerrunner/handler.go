@@ -45,8 +45,11 @@ type Options struct {
 type durable struct {
 	State   cluster.State `json:"state"`
 	Promise cluster.Epoch `json:"promise"` // takes no WAL of an earlier epoch
-	Tried   cluster.Epoch `json:"tried"`   // the latest epoch for which it took the lock
-	Session string        `json:"session"` // that holds, or held, the lock
+	// PromiseAt is the index at which the latest election that was answered
+	// had seen the leader key free: see redeem.
+	PromiseAt uint64        `json:"promise_at"`
+	Tried     cluster.Epoch `json:"tried"`   // the latest epoch for which it took the lock
+	Session   string        `json:"session"` // that holds, or held, the lock
 
 	// Made is the timeline that a promotion was to make for Tried, until the
 	// sync set of that epoch is published: see doubled.
@@ -186,6 +189,7 @@ func (h *Handler) see(v cluster.View, ok bool) {
 
 // step is one round of observe, decide, act.
 func (h *Handler) step(ctx context.Context) {
+	h.redeem()
 	o := h.observe(ctx)
 	d := cluster.Decide(o)
 	if d.To != o.State {
@@ -291,6 +295,7 @@ func (h *Handler) rest(d time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.resting = time.Now().Add(d)
+	time.AfterFunc(d, h.wake)
 }
 
 func (h *Handler) rested() bool {

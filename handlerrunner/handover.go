@@ -61,16 +61,10 @@ func (h *Handler) handOver(ctx context.Context, target string) error {
 	if err := h.fence(ctx); err != nil {
 		return fmt.Errorf("hand over: %w", err)
 	}
-	own, err := h.final(ctx, h.nextEpoch(view))
-	if err == nil {
-		err = h.ballot(ctx, cluster.Ballot{
-			View: view, Epoch: own.Epoch, Answers: []cluster.Answer{own}, Target: target, Exclude: []string{h.Node},
-		}, began)
-	}
-	// Whatever came of it, the lock is free now: if nobody was named, the
-	// standbys and this node hold an ordinary election.
+	// From here on the lock is free: if this names nobody, the standbys and
+	// this node hold an ordinary election when its time is over.
 	h.tenure.end(ctx)
-	if err != nil {
+	if err := h.succession(ctx, target, began); err != nil {
 		return fmt.Errorf("hand over: %w; an ordinary election follows", err)
 	}
 	now, err := h.Store.View(ctx)
@@ -85,18 +79,38 @@ func (h *Handler) handOver(ctx context.Context, target string) error {
 
 // mayHandOver refuses what could not be done, before anything is stopped.
 func (h *Handler) mayHandOver(ctx context.Context, target string) error {
-	view, d, db := h.snapshot()
+	view, d, _ := h.snapshot()
 	if valid, _ := h.tenure.valid(time.Now()); !valid || h.tenure.held() == nil || d.State != cluster.Active {
 		return fmt.Errorf("%s is not the active node", h.Node)
 	}
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
+	// Looked at anew: a standby may have come since the last tick.
+	db, err := h.Postgres.Observe(ctx)
+	if err != nil {
+		return fmt.Errorf("look at PostgreSQL on %s: %w", h.Node, err)
+	}
 	return h.ready(ctx, view, db, target)
+}
+
+// succession holds the election of a node that has stopped its server.
+func (h *Handler) succession(ctx context.Context, target string, began time.Time) error {
+	view, err := h.Store.View(ctx)
+	if err != nil {
+		return err
+	}
+	own, err := h.final(ctx, h.nextEpoch(view), view.LeaderIndex)
+	if err != nil {
+		return err
+	}
+	return h.ballot(ctx, cluster.Ballot{
+		View: view, Epoch: own.Epoch, Answers: []cluster.Answer{own}, Target: target, Exclude: []string{h.Node},
+	}, began)
 }
 
 // final is this node's own answer in the election that it hands over by: the
 // end of WAL after a clean shutdown.
-func (h *Handler) final(ctx context.Context, epoch cluster.Epoch) (cluster.Answer, error) {
+func (h *Handler) final(ctx context.Context, epoch cluster.Epoch, seen uint64) (cluster.Answer, error) {
 	pos, err := h.Directory.Final(ctx)
 	if err != nil {
 		return cluster.Answer{}, err
@@ -104,10 +118,7 @@ func (h *Handler) final(ctx context.Context, epoch cluster.Epoch) (cluster.Answe
 	_, _, db := h.snapshot()
 	h.moving.Lock()
 	defer h.moving.Unlock()
-	h.mu.Lock()
-	h.durable.Promise = max(h.durable.Promise, epoch)
-	h.mu.Unlock()
-	if err := h.keep(); err != nil {
+	if _, err := h.promise(epoch, seen); err != nil {
 		return cluster.Answer{}, err
 	}
 	return cluster.Answer{Node: h.Node, Epoch: epoch, Position: pos, SystemID: db.SystemID, Complete: cluster.Yes, Files: h.Files().Complete}, nil

@@ -16,8 +16,9 @@ type Store interface {
 	Watch(ctx context.Context, see func(v cluster.View, ok bool)) error
 	// View reads the state now, consistently.
 	View(ctx context.Context) (cluster.View, error)
-	// SetNextMaster replaces next-master where it still has that index.
-	SetNextMaster(ctx context.Context, index uint64, a cluster.Assignment) (bool, error)
+	// SetNextMaster replaces next-master where it and the leader key are
+	// still as they were seen.
+	SetNextMaster(ctx context.Context, seen cluster.View, a cluster.Assignment) (bool, error)
 	// SetSync replaces the published sync set where it still has that index
 	// and the session holds the leader lock: so an election that has seen
 	// the lock free has seen the last word on the sync set.
@@ -114,7 +115,9 @@ type Units interface {
 
 // Peers asks other nodes.
 type Peers interface {
-	Detach(ctx context.Context, node cluster.Node, epoch cluster.Epoch) (cluster.Answer, error)
+	// Detach asks for the node's promise and final position; seen is the
+	// index at which the leader key was free.
+	Detach(ctx context.Context, node cluster.Node, epoch cluster.Epoch, seen uint64) (cluster.Answer, error)
 	// Report asks what the node tells of itself.
 	Report(ctx context.Context, node cluster.Node) (cluster.Report, error)
 }

@@ -177,12 +177,20 @@ var slow = map[string]func(*world, *host, []string) error{
 		}
 		return nil
 	},
-	"detach": func(w *world, h *host, args []string) error { // a request that was on its way for long
+	// A request that was on its way for long: of an election that can still
+	// name somebody, or with "late", of one that was forestalled meanwhile.
+	"detach": func(w *world, h *host, args []string) error {
 		epoch, err := strconv.ParseUint(args[0], 10, 64)
 		if err != nil {
 			return err
 		}
-		a, err := h.handler.Detach(context.Background(), cluster.Epoch(epoch))
+		w.mu.Lock()
+		seen := w.reg.view.LeaderIndex
+		w.mu.Unlock()
+		if len(args) > 1 && args[1] == "late" {
+			seen--
+		}
+		a, err := h.handler.Detach(context.Background(), cluster.Epoch(epoch), seen)
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if err != nil {

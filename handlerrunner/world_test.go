@@ -297,12 +297,12 @@ func (p *fakePeers) reach(ctx context.Context, name string) (*Handler, error) {
 	return handler, nil
 }
 
-func (p *fakePeers) Detach(ctx context.Context, node cluster.Node, epoch cluster.Epoch) (cluster.Answer, error) {
+func (p *fakePeers) Detach(ctx context.Context, node cluster.Node, epoch cluster.Epoch, seen uint64) (cluster.Answer, error) {
 	handler, err := p.reach(ctx, node.Name)
 	if err != nil {
 		return cluster.Answer{}, err
 	}
-	return handler.Detach(ctx, epoch)
+	return handler.Detach(ctx, epoch, seen)
 }
 
 func (p *fakePeers) Report(ctx context.Context, node cluster.Node) (cluster.Report, error) {

@@ -34,7 +34,11 @@ func preflight(ctx context.Context, h *node.Host) error {
 	if major, err := pg.Major(ctx); err == nil {
 		h.Record.Node.PostgresVer = major
 	}
-	problems = append(problems, freePorts(h)...)
+	running, err := h.Units().State(ctx, h.Config.Postgres.Unit)
+	if err != nil {
+		return err
+	}
+	problems = append(problems, freePorts(h, running.Active == cluster.Yes)...)
 	for _, f := range h.Config.Files {
 		if s, err := os.Stat(f.Path); err != nil || !s.IsDir() {
 			problems = append(problems, fmt.Errorf("the folder %s of understudy.yaml does not exist; make it, or take it out", f.Path))
@@ -44,17 +48,22 @@ func preflight(ctx context.Context, h *node.Host) error {
 }
 
 // freePorts tries every port that the daemons are going to listen on. After an
-// interrupted attempt they may already: then a unit of ours has it.
-func freePorts(h *node.Host) []error {
+// interrupted attempt they may already: then a unit of ours has it. The port of a
+// PostgreSQL that runs is its own.
+func freePorts(h *node.Host, running bool) []error {
 	if len(h.Record.Done) > 0 {
 		return nil
 	}
 	n := h.Record.Node
-	var taken []error
-	for what, port := range map[string]int{
+	ports := map[string]int{
 		"the API": n.Ports.API, "/status": n.Ports.Status, "Syncthing": n.Ports.FileSync,
 		"Consul's servers": 8300, "Consul's gossip": 8301, "Consul's API": 8500,
-	} {
+	}
+	if !running {
+		ports["PostgreSQL"] = n.Ports.Postgres
+	}
+	var taken []error
+	for what, port := range ports {
 		address := net.JoinHostPort(n.Address, strconv.Itoa(port))
 		l, err := net.Listen("tcp", address)
 		if err != nil {

@@ -31,6 +31,11 @@ func Join(ctx context.Context, h *node.Host, r Request, show Progress, progress 
 	if err != nil {
 		return err
 	}
+	free, err := alone(h)
+	if err != nil {
+		return err
+	}
+	defer free()
 	if err := begin(ctx, h, "join", r); err != nil {
 		return err
 	}

@@ -22,6 +22,11 @@ func Start(ctx context.Context, h *node.Host, r Request, show Progress) error {
 	if err := cluster.CheckOptions(r.Options, false); err != nil {
 		return err
 	}
+	free, err := alone(h)
+	if err != nil {
+		return err
+	}
+	defer free()
 	if err := begin(ctx, h, "start", r); err != nil {
 		return err
 	}
@@ -149,6 +154,6 @@ func (s starting) record(ctx context.Context, o cluster.Options) error {
 		return nil
 	}
 	first := cluster.Assignment{Node: s.h.Record.Node.Name, Epoch: 1, Reason: "the cluster is started on it", By: "cluster start", At: time.Now().UTC()}
-	_, err = reg.SetNextMaster(ctx, view.NextMasterIndex, first)
+	_, err = reg.SetNextMaster(ctx, view, first)
 	return err
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/understudy-ha/understudy/cluster"
@@ -66,6 +67,24 @@ type Request struct {
 	Options cluster.Options
 	Token   string // join
 	Contact string // join: IP, or IP:port of the API, of a member
+}
+
+// alone keeps other runs of start and join off this host until free. The kernel
+// frees it when the process dies.
+func alone(h *node.Host) (free func(), err error) {
+	file := h.Layout.Membership() + ".busy"
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return nil, fmt.Errorf("keep others off this host: %w", err)
+	}
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("keep others off this host: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return nil, errors.New("another 'understudy cluster start' or 'join' is at work on this host; wait for its end")
+	}
+	return func() { f.Close() }, nil
 }
 
 // ErrUsage is the error of a request that can work on no host.

@@ -68,7 +68,7 @@ func testLockHeld(t *testing.T, f *fixture) {
 
 func testLockAssigned(t *testing.T, f *fixture) {
 	f.checks(t)
-	_, err := f.SetNextMaster(t.Context(), 0, cluster.Assignment{Node: "b", Epoch: 2})
+	_, err := f.SetNextMaster(t.Context(), cluster.View{}, cluster.Assignment{Node: "b", Epoch: 2})
 	check(t, err)
 	for _, l := range []cluster.Leader{{Node: "a", Epoch: 1}, {Node: "a", Epoch: 2}, {Node: "b", Epoch: 1}} {
 		_, err := f.Acquire(t.Context(), l, spec)

@@ -216,7 +216,7 @@ func testConcurrentUpdates(t *testing.T, f *fixture) {
 func testNextMaster(t *testing.T, f *fixture) {
 	ctx := t.Context()
 	set := func(index uint64, node string, e cluster.Epoch) (bool, error) {
-		return f.SetNextMaster(ctx, index, cluster.Assignment{Node: node, Epoch: e})
+		return f.SetNextMaster(ctx, cluster.View{NextMasterIndex: index}, cluster.Assignment{Node: node, Epoch: e})
 	}
 	_, err := set(0, "a", 0)
 	want(t, err, registry.ErrOldEpoch)

@@ -192,10 +192,12 @@ func (c *Client) RemoveNode(ctx context.Context, name, by string) error {
 	return fmt.Errorf("%s: %w", doing, ErrConflict)
 }
 
-// SetNextMaster names the node that is to be active, if next-master still is at
-// index (0: does not exist). ok is false when another was quicker. An epoch that
-// is not greater than the stored one is refused with ErrOldEpoch.
-func (c *Client) SetNextMaster(ctx context.Context, index uint64, a cluster.Assignment) (ok bool, err error) {
+// SetNextMaster names the node that is to be active, if next-master and the
+// leader key are still as in the view that was seen. ok is false when either was
+// changed since, so an election that somebody forestalled comes to nothing, even
+// if it ends much later. An epoch that is not greater than the stored one is
+// refused with ErrOldEpoch.
+func (c *Client) SetNextMaster(ctx context.Context, seen cluster.View, a cluster.Assignment) (ok bool, err error) {
 	old, err := c.get(ctx, keyNextMaster)
 	if err != nil {
 		return false, err
@@ -206,7 +208,7 @@ func (c *Client) SetNextMaster(ctx context.Context, index uint64, a cluster.Assi
 			return false, err
 		}
 		switch {
-		case old.ModifyIndex != index:
+		case old.ModifyIndex != seen.NextMasterIndex:
 			return false, nil
 		case a.Epoch <= there.Epoch:
 			return false, fmt.Errorf("assign epoch %d to %s: %w, which is %d", a.Epoch, a.Node, ErrOldEpoch, there.Epoch)
@@ -215,7 +217,16 @@ func (c *Client) SetNextMaster(ctx context.Context, index uint64, a cluster.Assi
 	if a.Epoch == 0 {
 		return false, fmt.Errorf("assign epoch 0 to %s: %w", a.Node, ErrOldEpoch)
 	}
-	return c.cas(ctx, keyNextMaster, encode(a), index)
+	unchanged := &api.KVTxnOp{Verb: api.KVCheckIndex, Key: keyLeader, Index: seen.LeaderIndex}
+	if seen.LeaderIndex == 0 {
+		unchanged = &api.KVTxnOp{Verb: api.KVCheckNotExists, Key: keyLeader}
+	}
+	_, err = c.transact(ctx, "name the next active node", unchanged,
+		&api.KVTxnOp{Verb: api.KVCAS, Key: keyNextMaster, Value: encode(a), Index: seen.NextMasterIndex})
+	if _, _, refused := refusal(err); refused {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // SetSync publishes the sync set, if the key still is at index (0: does not

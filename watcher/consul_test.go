@@ -118,7 +118,7 @@ func fill(ctx context.Context, t *testing.T, client *registry.Client, addresses 
 			t.Fatal(err)
 		}
 	}
-	if ok, err := client.SetNextMaster(ctx, 0, cluster.Assignment{Node: active, Epoch: 1, Reason: "test"}); !ok || err != nil {
+	if ok, err := client.SetNextMaster(ctx, cluster.View{}, cluster.Assignment{Node: active, Epoch: 1, Reason: "test"}); !ok || err != nil {
 		t.Fatalf("set next-master: %v %v", ok, err)
 	}
 }

@@ -113,8 +113,8 @@ func (s store) View(ctx context.Context) (cluster.View, error) {
 	return v, err
 }
 
-func (s store) SetNextMaster(ctx context.Context, index uint64, n cluster.Assignment) (bool, error) {
-	return s.reg.SetNextMaster(ctx, index, n)
+func (s store) SetNextMaster(ctx context.Context, seen cluster.View, n cluster.Assignment) (bool, error) {
+	return s.reg.SetNextMaster(ctx, seen, n)
 }
 
 func (s store) SetSync(ctx context.Context, session string, index uint64, set cluster.SyncSet) (bool, error) {

@@ -1,0 +1,198 @@
+package docs
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/understudy-ha/understudy/cluster"
+	"github.com/understudy-ha/understudy/config"
+)
+
+var update = flag.Bool("update", false, "write what follows from the code into the documents")
+
+// generated are the parts of documents that follow from the code, by name. In a
+// document each stands between two comments: begin NAME and end NAME.
+var generated = map[string]func() string{
+	"state diagram": stateDiagram,
+	"state table":   stateTable,
+	"checks":        checkTable,
+	"options":       optionTable,
+	"defaults":      portTable,
+}
+
+// The generated parts of the documents are what the code says today.
+func TestGenerated(t *testing.T) {
+	found := map[string]bool{}
+	for _, file := range documents {
+		text := read(t, file)
+		fresh := text
+		for name, make := range generated {
+			begin := fmt.Sprintf("<!-- begin %s: written by go test ./docs -update -->\n", name)
+			end := fmt.Sprintf("<!-- end %s -->", name)
+			before, rest, ok := strings.Cut(fresh, begin)
+			_, after, closed := strings.Cut(rest, end)
+			if !ok || !closed {
+				continue
+			}
+			found[name] = true
+			fresh = before + begin + make() + end + after
+		}
+		if fresh == text {
+			continue
+		}
+		if !*update {
+			t.Errorf("%s differs from the code; 'go test ./docs -update' writes it", file)
+			continue
+		}
+		if err := os.WriteFile(file, []byte(fresh), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name := range generated {
+		if !found[name] {
+			t.Errorf("no document has the part %q", name)
+		}
+	}
+}
+
+// manyFrom is from how many states on the same row is drawn as one arrow.
+const manyFrom = 4
+
+// alike counts the rows that lead to the same state for the same reason.
+func alike(t cluster.Transition) (n int) {
+	for _, o := range cluster.Transitions() {
+		if o.To == t.To && o.Comment == t.Comment {
+			n++
+		}
+	}
+	return n
+}
+
+// stateDiagram draws the table for Mermaid. What almost every state has in
+// common is drawn once.
+func stateDiagram() string {
+	var b strings.Builder
+	b.WriteString("```mermaid\nstateDiagram-v2\n    [*] --> joining\n    state \"any state\" as any\n")
+	var drawn []string
+	for _, t := range cluster.Transitions() {
+		from := string(t.From)
+		if alike(t) >= manyFrom {
+			from = "any"
+		}
+		line := fmt.Sprintf("    %s --> %s: %s\n", from, t.To, label(t.Comment))
+		if !slices.Contains(drawn, line) {
+			drawn = append(drawn, line)
+			b.WriteString(line)
+		}
+	}
+	b.WriteString("```\n")
+	return b.String()
+}
+
+// label breaks a comment into lines. Mermaid takes no colons and semicolons in it.
+func label(s string) string {
+	var lines []string
+	line := ""
+	for w := range strings.FieldsSeq(strings.NewReplacer(":", ",", ";", ",").Replace(s)) {
+		if len(line)+len(w) > 24 && line != "" {
+			lines, line = append(lines, line), ""
+		}
+		line = strings.TrimSpace(line + " " + w)
+	}
+	return strings.Join(append(lines, line), "<br>")
+}
+
+func stateTable() string {
+	rows := [][]string{{"From", "To", "When", "What is done"}}
+	var done []string
+	for _, t := range cluster.Transitions() {
+		from := string(t.From)
+		if alike(t) >= manyFrom {
+			from = fmt.Sprintf("any of %d states", alike(t))
+		}
+		do := "nothing more"
+		if len(t.Do) > 0 {
+			var words []string
+			for _, a := range t.Do {
+				words = append(words, string(a))
+			}
+			do = strings.Join(words, "; ")
+		}
+		key := from + string(t.To) + t.Comment + do
+		if !slices.Contains(done, key) {
+			done = append(done, key)
+			rows = append(rows, []string{from, string(t.To), t.Comment, do})
+		}
+	}
+	return table(rows)
+}
+
+func checkTable() string {
+	var names []cluster.Check
+	for c := range cluster.Checks() {
+		names = append(names, c)
+	}
+	slices.SortFunc(names, func(a, b cluster.Check) int {
+		return 10*int(cluster.Checks()[a]-cluster.Checks()[b]) + strings.Compare(string(a), string(b))
+	})
+	rows := [][]string{{"Check", "TTL", "A failure frees the leader lock"}}
+	for _, c := range names {
+		frees := "no"
+		if slices.Contains(cluster.SessionChecks(), c) {
+			frees = "yes, at once"
+		}
+		rows = append(rows, []string{"`" + string(c) + "`", seconds(cluster.Checks()[c]), frees})
+	}
+	return table(rows)
+}
+
+func seconds(d time.Duration) string { return fmt.Sprintf("%g s", d.Seconds()) }
+
+func optionTable() string {
+	rows := [][]string{{"Option", "Default", "Values", "May be set for one node", "Effect"}}
+	for _, o := range cluster.KnownOptions() {
+		standard, perNode := "none", "no"
+		if o.Default != "" {
+			standard = "`" + o.Default + "`"
+		}
+		if o.PerNode {
+			perNode = "yes"
+		}
+		rows = append(rows, []string{"`" + o.Name + "`", standard, o.Unit, perNode, o.Effect})
+	}
+	return table(rows)
+}
+
+func portTable() string {
+	d := config.Defaults()
+	rows := [][]string{{"Port", "Protocol", "Listens on", "Who connects", "What", "Set by"}}
+	for _, r := range [][]string{
+		{fmt.Sprint(d.Postgres.Port), "TCP", "the node's address and 127.0.0.1", "clients, the other nodes", "PostgreSQL", "`postgres.port`"},
+		{fmt.Sprint(d.StatusPort()), "TCP, plain HTTP", "the node's address", "load balancers", "`/status`", "`status.listen`"},
+		{fmt.Sprint(d.APIPort()), "TCP, HTTPS", "the node's address", "the other nodes, hosts that join", "API", "`api.listen`"},
+		{"8300", "TCP, mTLS", "the node's address", "the other nodes", "Consul's servers", "fixed"},
+		{"8301", "TCP and UDP, encrypted", "the node's address", "the other nodes", "Consul's gossip", "fixed"},
+		{"8500", "TCP, mTLS", "127.0.0.1", "this host's daemons", "Consul's API", "fixed"},
+		{fmt.Sprint(config.FileSyncPort), "TCP, mTLS", "the node's address", "the other nodes", "Syncthing", "fixed"},
+	} {
+		rows = append(rows, r)
+	}
+	return table(rows)
+}
+
+// table writes Markdown. The first row is the heading.
+func table(rows [][]string) string {
+	var b strings.Builder
+	for i, r := range rows {
+		fmt.Fprintf(&b, "| %s |\n", strings.ReplaceAll(strings.Join(r, "\x00"), "\x00", " | "))
+		if i == 0 {
+			fmt.Fprintf(&b, "|%s\n", strings.Repeat("---|", len(r)))
+		}
+	}
+	return b.String()
+}
