@@ -62,7 +62,7 @@ func serve(t *testing.T, node *fakeNode, admit api.Admitter) *service {
 	conf, err := joined(t, s.ca, "n1", "127.0.0.1").ServerTLS()
 	check(t, err)
 	s.server = httptest.NewUnstartedServer(api.Handler(api.Backend{
-		Node: node, Admit: admit, Caller: certs.PeerName,
+		Node: node, Voter: node, Admit: admit, Caller: certs.PeerName,
 		View: func() cluster.View {
 			return cluster.View{Removed: map[string]cluster.Tombstone{"n3": {Node: "n3"}}}
 		},
@@ -104,6 +104,10 @@ func TestMembersAreServed(t *testing.T) {
 	if err != nil || a.Epoch != 8 || a.Node != "n1" || a.Complete != cluster.Yes || a.Position != (cluster.Position{Timeline: 2, LSN: 0x3000060}) {
 		t.Errorf("answer %+v, %v", a, err)
 	}
+	check(t, c.Vouch(t.Context(), s.self, "n9", 8)) // the certificate tells who asks
+	if len(s.node.vouched) != 1 || s.node.vouched[0] != "n2" {
+		t.Errorf("vouched for %v", s.node.vouched)
+	}
 	check(t, c.SetActive(t.Context(), s.self, "n2"))
 	if len(s.node.targets) != 1 || s.node.targets[0] != "n2" || len(s.node.asked) != 1 || s.node.asked[0] != 8 {
 		t.Errorf("asked for %v, handed over to %v", s.node.asked, s.node.targets)
@@ -116,6 +120,7 @@ func TestWhoIsRefused(t *testing.T) {
 		"ping":       func(c *api.Client) error { return c.Ping(t.Context(), s.self) },
 		"report":     func(c *api.Client) error { _, err := c.Report(t.Context(), s.self); return err },
 		"detach":     func(c *api.Client) error { _, err := c.Detach(t.Context(), s.self, 8, 1); return err },
+		"vouch":      func(c *api.Client) error { return c.Vouch(t.Context(), s.self, "n2", 8) },
 		"set-active": func(c *api.Client) error { return c.SetActive(t.Context(), s.self, "n2") },
 	}
 	unnamed := s.as(t, "n2")

@@ -48,6 +48,12 @@ func (c *Client) Detach(ctx context.Context, n cluster.Node, epoch cluster.Epoch
 	return a, err
 }
 
+// Vouch asks the node to stand by this one, the active of the epoch. Who asks is
+// told by the certificate.
+func (c *Client) Vouch(ctx context.Context, n cluster.Node, _ string, epoch cluster.Epoch) error {
+	return c.call(ctx, http.MethodPost, n, "vouch", VouchRequest{epoch}, nil)
+}
+
 // SetActive asks the active node to hand over to target.
 func (c *Client) SetActive(ctx context.Context, active cluster.Node, target string) error {
 	return c.call(ctx, http.MethodPost, active, "set-active", SetActiveRequest{target}, nil)

@@ -18,9 +18,16 @@ type Admitter interface {
 	Admit(ctx context.Context, r JoinRequest) (JoinReply, error)
 }
 
+// Voter takes part in elections.
+type Voter interface {
+	Detach(ctx context.Context, epoch cluster.Epoch, seen uint64) (cluster.Answer, error)
+	Vouch(ctx context.Context, active string, epoch cluster.Epoch) error
+}
+
 // Backend is what the API serves.
 type Backend struct {
 	Node  Node
+	Voter Voter
 	Admit Admitter
 	View  func() cluster.View // from memory
 	// Caller tells whose verified certificate a connection carries.
@@ -43,7 +50,15 @@ func Handler(b Backend) http.Handler {
 		reply(w, http.StatusOK, b.Node.Report(r.Context()))
 	}))
 	mux.Handle("POST /api/v1/detach", b.members(func(w http.ResponseWriter, r *http.Request) {
-		answer(w, r, func(ctx context.Context, in DetachRequest) (any, error) { return b.Node.Detach(ctx, in.Epoch, in.Seen) })
+		answer(w, r, func(ctx context.Context, in DetachRequest) (any, error) {
+			return b.Voter.Detach(ctx, in.Epoch, in.Seen)
+		})
+	}))
+	mux.Handle("POST /api/v1/vouch", b.members(func(w http.ResponseWriter, r *http.Request) {
+		active, _ := b.Caller(r.TLS)
+		answer(w, r, func(ctx context.Context, in VouchRequest) (any, error) {
+			return struct{}{}, b.Voter.Vouch(ctx, active, in.Epoch)
+		})
 	}))
 	mux.Handle("POST /api/v1/set-active", b.members(func(w http.ResponseWriter, r *http.Request) {
 		if !b.Node.Active() {
@@ -63,6 +78,12 @@ func Handler(b Backend) http.Handler {
 type DetachRequest struct {
 	Epoch cluster.Epoch `json:"epoch"`
 	Seen  uint64        `json:"seen"` // index at which the leader key was free
+}
+
+// VouchRequest is the body of POST /api/v1/vouch: the caller is active in that
+// epoch, and Consul does not hear it.
+type VouchRequest struct {
+	Epoch cluster.Epoch `json:"epoch"`
 }
 
 // SetActiveRequest is the body of POST /api/v1/set-active.

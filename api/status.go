@@ -15,7 +15,6 @@ import (
 type Node interface {
 	Active() bool // without I/O
 	Report(ctx context.Context) cluster.Report
-	Detach(ctx context.Context, epoch cluster.Epoch, seen uint64) (cluster.Answer, error)
 	HandOver(ctx context.Context, target string) error
 }
 

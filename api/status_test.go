@@ -22,10 +22,14 @@ type fakeNode struct {
 	report  cluster.Report
 	asked   []cluster.Epoch
 	targets []string
+	vouched []string // for whom
 	err     error
 }
 
-var _ api.Node = (*fakeNode)(nil)
+var (
+	_ api.Node  = (*fakeNode)(nil)
+	_ api.Voter = (*fakeNode)(nil)
+)
 
 func (n *fakeNode) Active() bool                          { return n.active }
 func (n *fakeNode) Report(context.Context) cluster.Report { return n.report }
@@ -33,6 +37,11 @@ func (n *fakeNode) Report(context.Context) cluster.Report { return n.report }
 func (n *fakeNode) Detach(_ context.Context, epoch cluster.Epoch, _ uint64) (cluster.Answer, error) {
 	n.asked = append(n.asked, epoch)
 	return cluster.Answer{Node: n.report.Node, Epoch: epoch, Complete: cluster.Yes, Position: cluster.Position{Timeline: 2, LSN: 0x3000060}}, n.err
+}
+
+func (n *fakeNode) Vouch(_ context.Context, active string, epoch cluster.Epoch) error {
+	n.vouched = append(n.vouched, active)
+	return n.err
 }
 
 func (n *fakeNode) HandOver(_ context.Context, target string) error {

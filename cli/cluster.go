@@ -172,8 +172,21 @@ func openMember(c *urfave.Context) (*member, error) {
 
 func (m *member) close() { m.reg.Close() }
 
+// leaderWithin is what Consul's servers need to elect a leader, when theirs has
+// died, and a little more.
+const leaderWithin = 8 * time.Second
+
+// view reads the cluster's state. While Consul elects a leader it waits.
 func (m *member) view(ctx context.Context) (cluster.View, error) {
+	end := time.Now().Add(leaderWithin)
 	v, err := m.reg.View(ctx)
+	for errors.Is(err, registry.ErrNoLeader) && time.Now().Before(end) && ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-time.After(200 * time.Millisecond):
+		}
+		v, err = m.reg.View(ctx)
+	}
 	if err == nil {
 		err = node.SameCluster(m.host.Record, v)
 	}

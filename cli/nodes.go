@@ -279,7 +279,8 @@ func removeNode(c *urfave.Context) error {
 		return err
 	}
 	name := args[0]
-	if _, ok := view.Nodes[name]; !ok {
+	_, member := view.Nodes[name]
+	if _, begun := view.Removed[name]; !member && !begun {
 		return unknownNode(name)
 	}
 	ctx, cancel := withTimeout(c)

@@ -15,7 +15,7 @@ import (
 // hostOnly are the blocks that a test does not run, by their first line, and
 // why. Their understudy commands are checked like all others.
 var hostOnly = map[string]string{
-	"git clone https://github.com/understudy-ha/understudy.git":                   "fetches from the network, builds, and installs on the host",
+	"git clone REPOSITORY understudy":                                             "fetches from the network, builds, and installs on the host",
 	"for unit in consul consul-watcher check-runner file-sync handler-runner; do": "writes to the host's systemd",
 	"sudo journalctl -u understudy-handler-runner.service --since '10 min ago'":   "needs systemd's journal",
 }

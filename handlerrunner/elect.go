@@ -28,6 +28,9 @@ func (h *Handler) Detach(ctx context.Context, epoch cluster.Epoch, seen uint64) 
 	if valid, held := h.tenure.valid(time.Now()); valid {
 		return cluster.Answer{}, fmt.Errorf("%s is active and holds the lease of epoch %d", h.Node, held)
 	}
+	if h.stands() {
+		return cluster.Answer{}, fmt.Errorf("%s stands by the active node, which Consul did not hear", h.Node)
+	}
 	if follows := h.followedEpoch(); follows >= epoch {
 		return cluster.Answer{}, fmt.Errorf("%s follows the active of epoch %d already", h.Node, follows)
 	}

@@ -86,6 +86,7 @@ type Handler struct {
 	followed cluster.Epoch // for which Follow was last done
 	tip      tip           // of the active, asked once per epoch
 	departed bool          // Depart was done
+	vouches  time.Time     // until then this node does not detach from its active
 
 	// The driver's own:
 	strayed time.Time     // since when the standby does not stream
@@ -98,7 +99,7 @@ type Handler struct {
 // New reads the durable state and returns a handler that Run drives.
 func New(o Options) (*Handler, error) {
 	h := &Handler{Options: o, wakeup: make(chan struct{}, 1), orders: make(chan order), units: map[string]cluster.Tri{}, roster: roster{}}
-	h.tenure.log, h.tenure.wake = o.Log, h.wake
+	h.tenure.log, h.tenure.wake, h.tenure.vouched = o.Log, h.wake, h.vouched
 	d, err := statefile.Read[durable](o.State)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

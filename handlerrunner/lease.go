@@ -27,6 +27,9 @@ const (
 type tenure struct {
 	log  *slog.Logger
 	wake func() // called when the tenure has ended
+	// vouched asks the standbys whether they stand by the active of an epoch,
+	// so that no election can succeed for the lifetime of a lease.
+	vouched func(ctx context.Context, epoch cluster.Epoch) bool
 
 	mu    sync.Mutex
 	lease Lease
@@ -69,11 +72,21 @@ func (t *tenure) renew(ctx context.Context, l Lease, ttl time.Duration) {
 		try, cancel := context.WithTimeout(ctx, ttl/2)
 		err := l.Renew(try)
 		cancel()
+		gone := errors.Is(err, ErrSessionGone)
+		if err != nil && !gone && ctx.Err() == nil {
+			// Consul is silent, which is neither a partition nor a rival.
+			asked = time.Now()
+			try, cancel := context.WithTimeout(ctx, ttl/2)
+			if t.vouched(try, t.epoch) {
+				err = nil
+			}
+			cancel()
+		}
 		t.mu.Lock()
 		switch {
 		case err == nil:
 			t.until = asked.Add(lifetime(ttl))
-		case errors.Is(err, ErrSessionGone):
+		case gone:
 			t.until = time.Time{}
 		}
 		over := !time.Now().Before(t.until)

@@ -31,7 +31,8 @@ const ttl = time.Second
 // when it has ended.
 func begun(l Lease, asked time.Time) (t *tenure, woken chan struct{}) {
 	woken = make(chan struct{})
-	t = &tenure{log: slog.New(slog.DiscardHandler), wake: func() { close(woken) }}
+	t = &tenure{log: slog.New(slog.DiscardHandler), wake: func() { close(woken) },
+		vouched: func(context.Context, cluster.Epoch) bool { return false }}
 	t.begin(l, 7, asked, ttl)
 	return t, woken
 }

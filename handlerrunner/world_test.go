@@ -305,6 +305,14 @@ func (p *fakePeers) Detach(ctx context.Context, node cluster.Node, epoch cluster
 	return handler.Detach(ctx, epoch, seen)
 }
 
+func (p *fakePeers) Vouch(ctx context.Context, node cluster.Node, active string, epoch cluster.Epoch) error {
+	handler, err := p.reach(ctx, node.Name)
+	if err != nil {
+		return err
+	}
+	return handler.Vouch(ctx, active, epoch)
+}
+
 func (p *fakePeers) Report(ctx context.Context, node cluster.Node) (cluster.Report, error) {
 	handler, err := p.reach(ctx, node.Name)
 	if err != nil {

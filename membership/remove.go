@@ -29,16 +29,20 @@ var ErrLast = errors.New("it is the last member; a cluster of none cannot be kep
 // Remove takes name out for good. The active node hands over first. It may be
 // repeated when it was interrupted.
 func (r Removal) Remove(ctx context.Context, view cluster.View, name string, show Progress) error {
-	if len(view.Nodes) == 1 {
+	n, member := view.Nodes[name]
+	if member && len(view.Nodes) == 1 {
 		return fmt.Errorf("remove %s: %w", name, ErrLast)
 	}
-	n := view.Nodes[name]
-	for _, s := range []step{
+	steps := []step{
 		{"hand over", func(ctx context.Context) error { return r.handOver(ctx, view, name) }},
 		{"write the tombstone", func(ctx context.Context) error { return r.Registry.RemoveNode(ctx, name, r.By) }},
 		{"let the node withdraw", func(ctx context.Context) error { return r.withdraw(ctx, n) }},
-		{"take it out of Consul", func(ctx context.Context) error { return r.Registry.RemovePeer(ctx, name) }},
-	} {
+		{"take it out of Consul", func(ctx context.Context) error { return r.expel(ctx, name) }},
+	}
+	if !member { // the tombstone is there
+		steps = steps[3:]
+	}
+	for _, s := range steps {
 		show(s.name, false, nil)
 		err := s.do(ctx)
 		show(s.name, true, err)
@@ -107,6 +111,16 @@ func (r Removal) withdraw(ctx context.Context, n cluster.Node) error {
 		}
 	}
 	return nil
+}
+
+// expel takes a node out of Consul that may have been too dead to leave. The node
+// on which the command runs cannot do that to itself, and has left gracefully.
+func (r Removal) expel(ctx context.Context, name string) error {
+	if name == r.By {
+		return nil
+	}
+	return insist(ctx, time.Minute, func(ctx context.Context) error { return r.Registry.RemovePeer(ctx, name) },
+		func(err error) bool { return errors.Is(err, registry.ErrNoLeader) }) // the removed server may have led
 }
 
 // Depart is the removed node's own part: it leaves Consul gracefully, so that it

@@ -28,7 +28,7 @@ func (a *adapters) serve(ctx context.Context, h *handlerrunner.Handler) error {
 	status := api.StatusHandler(h, api.StatusOptions{Paths: a.host.Config.Status.Paths, BasicAuth: auth})
 	mux := http.NewServeMux()
 	mux.Handle("/api/", api.Handler(api.Backend{
-		Node: h, View: h.View, Caller: certs.PeerName,
+		Node: h, Voter: h, View: h.View, Caller: certs.PeerName,
 		Admit: membership.Admitter{Certs: a.host.Certs, Registry: a.reg, Version: node.Version, Log: a.host.Log},
 	}))
 	mux.Handle("/", status)
