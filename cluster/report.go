@@ -92,6 +92,7 @@ type Report struct {
 	Services  []Unit    `json:"services"`
 	SystemID  string    `json:"system_id"`
 	Streaming bool      `json:"streaming"`
+	Follows   Epoch     `json:"follows,omitempty"`  // a standby whose gate is open: the epoch of its active
 	Departed  bool      `json:"departed,omitempty"` // removed, and withdrawn from Consul
 }
 

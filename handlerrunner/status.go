@@ -29,6 +29,7 @@ func (h *Handler) Report(ctx context.Context) cluster.Report {
 			r.History = history
 		}
 	}
+	r.Follows = h.followedEpoch()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	r.Reason, r.Since, r.Departed = h.reason, h.since, h.departed
