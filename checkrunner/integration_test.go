@@ -34,7 +34,6 @@ func (c consul) Watch(ctx context.Context, changed func(cluster.View)) error {
 // postgres gives it what it needs of a real server.
 type postgres struct{ *pgrepl.Server }
 
-
 func (p postgres) Role(ctx context.Context) (checkrunner.Role, error) {
 	o := p.Observe(ctx)
 	if o.State != pgrepl.StateUp {

@@ -49,7 +49,9 @@ func Join(ctx context.Context, h *node.Host, r Request, show Progress, progress 
 		{"clone the database", j.clone},
 		{"start the daemons", func(ctx context.Context) error { return startDaemons(ctx, h) }},
 		{"follow the active node", func(ctx context.Context) error {
-			return awaitState(ctx, h, func(r cluster.Report) bool { return r.Open || r.State == cluster.Standby && r.Streaming && r.Follows > 0 })
+			return awaitState(ctx, h, func(r cluster.Report) bool {
+				return r.Open || r.State == cluster.Standby && r.Streaming && r.Follows > 0
+			})
 		}},
 	}, show)
 }

@@ -76,8 +76,8 @@ const (
 
 const (
 	writeEvery = time.Second // how often the verdict is written at least
-	retryEvery = time.Second             // a registry that cannot be read
-	lostAfter  = 3                       // pings in a row without answer
+	retryEvery = time.Second // a registry that cannot be read
+	lostAfter  = 3           // pings in a row without answer
 )
 
 // membership is what a node must know of the others to judge without Consul.
