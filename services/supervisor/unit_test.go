@@ -1,8 +1,8 @@
 package supervisor_test
 
 import (
-	"fmt"
 	"errors"
+	"fmt"
 	"os"
 	"os/signal"
 	"strings"
