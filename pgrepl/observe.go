@@ -64,6 +64,9 @@ func (s *Server) observe(ctx context.Context) (Observation, error) {
 	o.Replayed, o.UpstreamEnd = lsnOrZero(replayed), lsnOrZero(upstreamEnd)
 	if !standby {
 		o.Position = cluster.Position{Timeline: timelineOf(timeline), LSN: lsnOrZero(flushed)}
+		// What was asked over replication connections before a promotion is
+		// not any more, and PostgreSQL wakes each of them with every commit.
+		s.ident.drain()
 		return o, nil
 	}
 	id, err := s.identify(ctx)

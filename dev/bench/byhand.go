@@ -117,6 +117,9 @@ func (h *byHand) run(ctx context.Context, program string, args ...string) error 
 	command := exec.CommandContext(ctx, filepath.Join(h.Bin, program), args...)
 	command.Dir, command.SysProcAttr = h.Dir, &syscall.SysProcAttr{Credential: h.as}
 	command.Env = append(os.Environ(), "LC_ALL=C", "HOME="+h.Dir)
+	if slices.Contains(h.Settings, "ssl = 'on'") {
+		command.Env = append(command.Env, "PGSSLMODE=require") // pg_basebackup -R hands it on to the standby
+	}
 	if out, err := command.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", program, err, strings.TrimSpace(string(out)))
 	}
@@ -142,7 +145,9 @@ func (h *byHand) start(ctx context.Context, data string, at instance) error {
 	}
 	command := exec.Command(filepath.Join(h.Bin, "postgres"), "-D", data)
 	command.Dir, command.Stdout, command.Stderr = h.Dir, log, log
-	command.Env = append(os.Environ(), "LC_ALL=C")
+	// Its receivers look for certificates in their home, and do without TLS
+	// where they may not.
+	command.Env = append(os.Environ(), "LC_ALL=C", "HOME="+h.Dir)
 	// It dies with this process. Ctrl-C is for us, who then stop it.
 	command.SysProcAttr = &syscall.SysProcAttr{Credential: h.as, Setpgid: true, Pdeathsig: syscall.SIGQUIT}
 	s, started := &server{done: make(chan struct{})}, make(chan error, 1)

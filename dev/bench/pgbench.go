@@ -114,9 +114,10 @@ func addresses(nodes []dev.NodeInfo) []string {
 }
 
 // places are settings that say where something is, who talks to whom, or that
-// can only be read: both sides have their own.
+// can only be read: both sides have their own. TLS is not among them: both sides
+// encrypt what they replicate.
 var places = regexp.MustCompile(`^(data_directory|config_file|hba_file|ident_file|external_pid_file|unix_socket_directories|listen_addresses|port|` +
-	`primary_.*|synchronous_standby_names|ssl.*|cluster_name|understudy\..*|log_.*|restart_after_crash)$`)
+	`primary_.*|synchronous_standby_names|cluster_name|understudy\..*|log_.*|restart_after_crash)$`)
 
 // settingsOf returns the settings that were made for an instance and that may
 // matter for its speed, as lines of postgresql.conf.
