@@ -220,6 +220,8 @@ func TestUnfinishedRewindNeverStarts(t *testing.T) {
 	b := newStandby(t, ca, "node-b", "127.10.2.12", a)
 	must(t, b.EnsureSlots(ctx, []string{"node-a"}))
 	a.sql(t, "create table notes as select generate_series(1, 100000) n")
+	end := a.Observe(ctx).Position.LSN
+	await(t, "the standby has the rows", func() bool { return b.Observe(ctx).Replayed >= end })
 	_, err := b.Detach(ctx)
 	must(t, err)
 	a.sql(t, "insert into notes select generate_series(1, 100000)") // lost with the old timeline
