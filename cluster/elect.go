@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Answer is what a node says when it is asked to detach for an epoch. It has
@@ -20,6 +21,10 @@ type Answer struct {
 	Problem  string   `json:"problem,omitempty"` // why it cannot be active now; empty: it can
 	Files    Tri      `json:"files"`             // it has every file of the last active
 	Seen     LSN      `json:"seen,omitempty"`    // end of the last active's WAL, as far as it was told
+
+	Side       *Side     `json:"side,omitempty"` // its WAL is that of a part that was cut off
+	LastCommit time.Time `json:"last_commit"`    // of the last transaction that changed data; zero: not known
+	At         time.Time `json:"at"`             // its wall clock, when it answered
 }
 
 // Ballot is everything that an election looks at.
@@ -67,8 +72,8 @@ func Elect(b Ballot) Outcome {
 		return v.undecided("no node with a whole copy of the database has answered")
 	}
 	async := SyncMode(b.View.Options("").Get("sync_mode")) == Async
-	if !async && !b.View.Sync.Enough(names(v.sound)) {
-		return v.undecided(missing(b.View.Sync, names(v.sound)))
+	if !async && !b.View.Sync.Enough(v.heard) {
+		return v.undecided(missing(b.View.Sync, v.heard))
 	}
 	if len(v.fit) == 0 {
 		return v.undecided("no node that has answered can be active")
@@ -99,9 +104,11 @@ func Unconfirmed(v View) []string {
 }
 
 // electorate sorts the answers of a ballot: sound ones hold a whole copy on the
-// line of the latest timeline, furthest first; fit ones can be active as well.
+// line that the cluster goes on with, furthest first; fit ones can be active as
+// well. Heard are those whose acknowledgements the furthest sound one has.
 type electorate struct {
 	sound, fit []Answer
+	heard      []string
 	passed     []Passed
 }
 
@@ -112,10 +119,14 @@ func voters(b Ballot) *electorate {
 		switch reason := unsound(b, a); {
 		case reason != "":
 			v.pass(a.Node, reason)
-		case !found || !tip.History.Contains(tip.Position.Timeline, a.Position):
+			continue
+		case !found || !tip.leads(a):
 			v.pass(a.Node, fmt.Sprintf("its WAL at %s is not on the way to timeline %d", a.Position, tip.Position.Timeline))
 		default:
 			v.sound = append(v.sound, a)
+		}
+		if found && tip.attests(a) {
+			v.heard = append(v.heard, a.Node)
 		}
 	}
 	slices.SortFunc(v.sound, furthest)
@@ -141,17 +152,6 @@ func (v *electorate) seen() (lsn LSN) {
 		lsn = max(lsn, a.Seen, a.Position.LSN)
 	}
 	return lsn
-}
-
-// tipOf finds the answer on the latest timeline. Timelines grow only by
-// promotions that an election allowed, so the latest is the cluster's.
-func tipOf(b Ballot) (tip Answer, found bool) {
-	for _, a := range b.Answers {
-		if unsound(b, a) == "" && (!found || furthest(a, tip) < 0) {
-			tip, found = a, true
-		}
-	}
-	return tip, found
 }
 
 // unsound tells why an answer proves nothing about acknowledged commits.

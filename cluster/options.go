@@ -26,40 +26,43 @@ type Option struct {
 
 // KnownOptions returns every option, in the order of their names. An option
 // that is not here is refused.
-func KnownOptions() []Option {
-	return []Option{
-		{"check_fail_fast", "true", "true or false", true,
-			"a check that meets an error fails at once instead of when its TTL ends", boolean},
-		{"check_ttl_multiplier", "1", "factor", true,
-			"stretches the TTL of every health check and of the leader's session; 3 suits an unstable network", factor},
-		{"consul_raft_multiplier", "1", "factor", true,
-			"Consul's raft_multiplier: stretches the timing of its own elections; takes effect when Consul restarts", raftFactor},
-		{"file_rescan_interval", "60s", "duration", true,
-			"how often every synced folder is scanned in full, beside the changes that the kernel reports; takes effect when file-sync restarts", positive},
-		{"max_lag_on_failover", "1048576", "bytes", false,
-			"with sync_mode async: a standby that is further behind the last known position of the active is not promoted", count},
-		{"minority_after", "10s", "duration", true,
-			"how long a node must be cut off from the majority before it is judged to be in the minority", positive},
-		{"no_failover", "false", "true or false", true,
-			"the node is never made active, neither by an election nor by set-active", boolean},
-		{"ping_targets", "", "IP addresses, separated by commas", true,
-			"beside the default gateway: a node that reaches none of them is isolated", addresses},
-		{"preferred_primary", "", "node name", false,
-			"the node that wins an election among equals", nameOrNone},
-		{"priority", "100", "number", true,
-			"among equals in an election the node with the higher number wins", count},
-		{"sync_mode", string(Available), "strict, available or async", false,
-			"strict: commits wait until the sync set can confirm them; available: the set shrinks to the standbys there are; async: commits never wait", syncMode},
-	}
+func KnownOptions() []Option { return slices.Clone(knownOptions) }
+
+var knownOptions = []Option{
+	{"check_fail_fast", "true", "true or false", true,
+		"a check that meets an error fails at once instead of when its TTL ends", boolean},
+	{"check_ttl_multiplier", "1", "factor", true,
+		"stretches the TTL of every health check and of the leader's session; 3 suits an unstable network", factor},
+	{"consul_raft_multiplier", "1", "factor", true,
+		"Consul's raft_multiplier: stretches the timing of its own elections; takes effect when Consul restarts", raftFactor},
+	{"file_rescan_interval", "60s", "duration", true,
+		"how often every synced folder is scanned in full, beside the changes that the kernel reports; takes effect when file-sync restarts", positive},
+	{"heal", string(HealMostRecent), "most-recent or majority", false,
+		"whose database goes on after a partition in which both sides were written: that of the side that was written last, or always the majority's; what the other side wrote is exported first", oneOf(HealMostRecent, HealMajority)},
+	{"max_lag_on_failover", "1048576", "bytes", false,
+		"with sync_mode async: a standby that is further behind the last known position of the active is not promoted", count},
+	{"minority_after", "10s", "duration", true,
+		"how long a node must be cut off from the majority before it is judged to be in the minority", positive},
+	{"minority_mode", string(MinorityActive), "active, read-only or off", true,
+		"what a node in the minority does: serve its part of the cluster, with writes at risk; serve reads; or nothing", oneOf(MinorityActive, MinorityReadOnly, MinorityOff)},
+	{"no_failover", "false", "true or false", true,
+		"the node is never made active, neither by an election nor by set-active", boolean},
+	{"ping_targets", "", "IP addresses, separated by commas", true,
+		"beside the default gateway: a node that reaches none of them is isolated", addresses},
+	{"preferred_primary", "", "node name", false,
+		"the node that wins an election among equals", nameOrNone},
+	{"priority", "100", "number", true,
+		"among equals in an election the node with the higher number wins", count},
+	{"sync_mode", string(Available), "strict, available or async", false,
+		"strict: commits wait until the sync set can confirm them; available: the set shrinks to the standbys there are; async: commits never wait", oneOf(Strict, Available, Async)},
 }
 
 func lookup(name string) (Option, bool) {
-	known := KnownOptions()
-	i := slices.IndexFunc(known, func(o Option) bool { return o.Name == name })
+	i := slices.IndexFunc(knownOptions, func(o Option) bool { return o.Name == name })
 	if i < 0 {
 		return Option{}, false
 	}
-	return known[i], true
+	return knownOptions[i], true
 }
 
 // CheckOptions refuses, by name, an option that does not exist, that has a bad
@@ -123,7 +126,11 @@ func (o Options) Duration(name string) time.Duration {
 
 // List returns the items of a value that is separated by commas.
 func (o Options) List(name string) []string {
-	return strings.FieldsFunc(o.Get(name), func(r rune) bool { return r == ',' || r == ' ' })
+	return items(o.Get(name))
+}
+
+func items(s string) []string {
+	return strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
 }
 
 // Stretch multiplies a duration by check_ttl_multiplier.
@@ -170,7 +177,7 @@ func count(s string) error {
 }
 
 func addresses(s string) error {
-	for _, a := range (Options{"ping_targets": s}).List("ping_targets") {
+	for _, a := range items(s) {
 		if err := CheckAddress(a); err != nil {
 			return err
 		}
@@ -185,10 +192,17 @@ func nameOrNone(s string) error {
 	return CheckName(s)
 }
 
-func syncMode(s string) error {
-	switch SyncMode(s) {
-	case Strict, Available, Async:
-		return nil
+// oneOf admits these values alone.
+func oneOf[S ~string](values ...S) func(string) error {
+	return func(s string) error {
+		if slices.Contains(values, S(s)) {
+			return nil
+		}
+		var names []string
+		for _, v := range values {
+			names = append(names, string(v))
+		}
+		last := len(names) - 1
+		return fmt.Errorf("must be %s or %s", strings.Join(names[:last], ", "), names[last])
 	}
-	return fmt.Errorf("must be strict, available or async")
 }

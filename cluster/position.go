@@ -94,3 +94,26 @@ func (h History) Contains(tip Timeline, p Position) bool {
 	}
 	return false
 }
+
+// Leads is Contains for a directory whose own history is known, too: it tells
+// timelines apart that have one number and were begun at different places.
+func (h History) Leads(tip Timeline, p Position, own History) bool {
+	if !h.Contains(tip, p) {
+		return false
+	}
+	if len(own) == 0 {
+		return true
+	}
+	return own[len(own)-1].LSN == h.start(p.Timeline)
+}
+
+// start is where a timeline on this line was begun.
+func (h History) start(tl Timeline) (begun LSN) {
+	for _, f := range h {
+		if f.Timeline == tl {
+			break
+		}
+		begun = f.LSN
+	}
+	return begun
+}

@@ -1,23 +1,26 @@
 package cluster
 
+import "slices"
+
 // State is what a node is doing, as its handler-runner drives it.
 type State string
 
 // The states of a node.
 const (
-	Joining   State = "joining"   // has no whole copy of the database yet
-	Standby   State = "standby"   // runs as a standby, or waits to
-	Promoting State = "promoting" // named as the next active, on its way
-	Active    State = "active"    // holds the lease and accepts writes
-	Fenced    State = "fenced"    // must not accept writes; finds its way back
-	Rejoining State = "rejoining" // rewinds or clones, because it has diverged
-	Failed    State = "failed"    // an operator must help
-	Leaving   State = "leaving"   // removed from the cluster
+	Joining        State = "joining"   // has no whole copy of the database yet
+	Standby        State = "standby"   // runs as a standby, or waits to
+	Promoting      State = "promoting" // named as the next active, on its way
+	Active         State = "active"    // holds the lease and accepts writes
+	Fenced         State = "fenced"    // must not accept writes; finds its way back
+	ActiveMinority State = "minority"  // serves a part that is cut off; its writes are at risk
+	Rejoining      State = "rejoining" // rewinds or clones, because it has diverged
+	Failed         State = "failed"    // an operator must help
+	Leaving        State = "leaving"   // removed from the cluster
 )
 
 // States lists all of them.
 func States() []State {
-	return []State{Joining, Standby, Promoting, Active, Fenced, Rejoining, Failed, Leaving}
+	return []State{Joining, Standby, Promoting, Active, Fenced, ActiveMinority, Rejoining, Failed, Leaving}
 }
 
 // Action is one thing for the handler to do. Every action is idempotent and
@@ -33,6 +36,11 @@ const (
 	Promote          Action = "take the lock and promote"
 	Maintain         Action = "keep the sync set, the slots and the lease"
 	Release          Action = "release the lock"
+	Rally            Action = "choose who serves the part that is cut off"
+	Serve            Action = "promote for the part that is cut off"
+	Claim            Action = "ask for this database to become the cluster's"
+	OpenReads        Action = "let clients read"
+	Shut             Action = "keep clients out"
 	Rejoin           Action = "rewind, or clone beside"
 	StartAlwaysUnits Action = "start the units of every member"
 	StartLeaderUnits Action = "start the leader units"
@@ -73,6 +81,10 @@ type Observation struct {
 	Foreign  Tri // its system identifier is not the cluster's
 	Diverged Tri // its WAL is not on the way to the active's timeline
 	Stranded Tri // the WAL it needs is gone from the active, for good
+
+	Verdict Verdict // the watcher's; unknown when it is old
+	Chosen  Tri     // the part that is cut off has chosen this node to serve it; No: another
+	Served  Tri     // it has served a part, and whose database goes on is not settled
 }
 
 // Calling tells what is asked of the node.
@@ -122,10 +134,20 @@ func (o Observation) served() bool {
 	return o.Fresh == Yes && l.Held && l.Ready && l.Node != o.Self && l.Epoch == o.View.NextMaster.Epoch
 }
 
+// cut says that the node is known to be in the minority, and what it then does.
+func (o Observation) cut(mode MinorityMode) bool {
+	return o.Verdict == Minority && o.Fresh != Yes && MinorityMode(o.View.Options(o.Self).Get("minority_mode")) == mode
+}
+
+// adrift says that the node may still be cut off, and may serve its part.
+func (o Observation) adrift() bool {
+	return o.cut(MinorityActive) || o.Fresh != Yes && (o.Verdict == Undecided || o.Verdict == VerdictUnknown)
+}
+
 // broken says that the data directory cannot go on by streaming, and that there
 // is an active node to mend it from.
 func (o Observation) broken() bool {
-	return o.Primary != Yes && o.served() && (o.Diverged == Yes || o.Stranded == Yes || o.Complete == No)
+	return o.Primary != Yes && o.served() && o.Served != Yes && (o.Diverged == Yes || o.Stranded == Yes || o.Complete == No)
 }
 
 // following says that PostgreSQL runs as a standby on a whole copy.
@@ -145,12 +167,16 @@ type Transition struct {
 // Transitions is the table of states: the log line, the documentation and the
 // diagram are all made of it. A pair (From, To) stands once. The order has no
 // meaning: at most one row holds for any observation.
-func Transitions() []Transition {
+func Transitions() []Transition { return slices.Clone(transitions) }
+
+var transitions = table()
+
+func table() []Transition {
 	called := func(c Calling) func(Observation) bool {
 		return func(o Observation) bool { return o.Calling() == c }
 	}
 	primary := member(func(o Observation) bool { return o.Primary == Yes })
-	table := []Transition{
+	rows := []Transition{
 		{Joining, Standby, member(Observation.following), nil,
 			"the database is a whole copy and runs as a standby"},
 		{Joining, Fenced, primary, []Action{Fence, StopLeaderUnits},
@@ -181,20 +207,26 @@ func Transitions() []Transition {
 			"rewound or cloned, and running as a standby"},
 		{Rejoining, Fenced, member(func(o Observation) bool { return o.Primary == Yes || o.Complete == Yes && !o.served() }), []Action{Fence, StopLeaderUnits},
 			"PostgreSQL accepts writes and must not, or the active is gone and this copy may be needed"},
+		{Standby, ActiveMinority, member(func(o Observation) bool { return o.cut(MinorityActive) && o.Chosen == Yes && o.following() }), []Action{Serve},
+			"chosen to serve the part of the cluster that is cut off"},
+		{ActiveMinority, Fenced, member(func(o Observation) bool {
+			return !o.adrift() || o.Chosen == No || o.Attempt == No || o.Attempt == Yes && o.Primary != Yes || o.Running == No
+		}), []Action{StopLeaderUnits, Fence},
+			"the part is not cut off any more, another node serves it, or PostgreSQL is no primary"},
 		{Failed, Fenced, member(func(o Observation) bool { return o.Primary != Yes }), nil,
 			"the data directory is the cluster's again"},
 	}
 	for _, s := range States() {
 		if s != Leaving {
-			table = append(table, Transition{s, Leaving, called(Depart), []Action{StopAllUnits, Fence, Release, Withdraw},
+			rows = append(rows, Transition{s, Leaving, called(Depart), []Action{StopAllUnits, Fence, Release, Withdraw},
 				"removed from the cluster"})
 		}
 		if s != Leaving && s != Failed {
-			table = append(table, Transition{s, Failed, called(Halt), []Action{StopLeaderUnits, Fence, Release},
+			rows = append(rows, Transition{s, Failed, called(Halt), []Action{StopLeaderUnits, Fence, Release},
 				"the database is not this cluster's"})
 		}
 	}
-	return append(table, Transition{Leaving, Fenced,
+	return append(rows, Transition{Leaving, Fenced,
 		func(o Observation) bool {
 			return o.Calling() != Depart && o.Primary != Yes && o.View.Nodes[o.Self].Name != ""
 		}, nil,
@@ -221,7 +253,7 @@ type Decision struct {
 
 // Decide applies the table, and where no row holds, the duty of the state.
 func Decide(o Observation) Decision {
-	for _, t := range Transitions() {
+	for _, t := range transitions {
 		if t.From == o.State && t.When(o) {
 			return Decision{t.To, t.Do, t.Comment}
 		}
@@ -236,6 +268,10 @@ func duty(o Observation) ([]Action, string) {
 	switch {
 	case o.State == Active:
 		return []Action{StartAlwaysUnits, StartLeaderUnits, Maintain}, "active"
+	case o.State == ActiveMinority && o.Attempt != Yes:
+		return []Action{StartAlwaysUnits, Serve}, "about to serve the part that is cut off"
+	case o.State == ActiveMinority:
+		return []Action{StartAlwaysUnits, StartLeaderUnits}, "active in the minority: what is written is at risk"
 	case o.State == Promoting && o.invited() && o.LockFree() && o.following():
 		return []Action{StartAlwaysUnits, Promote}, "about to take the lock"
 	case o.State == Promoting:
@@ -255,8 +291,20 @@ func duty(o Observation) ([]Action, string) {
 	if o.Running == No && o.Complete == Yes {
 		do = append(do, StartPostgres)
 	}
-	if o.Calling() == Obey && o.View.NextMaster.Epoch >= o.Promise {
+	switch {
+	case o.Served == Yes && o.served():
+		do = append(do, Claim)
+	case o.Served == Yes:
+	case o.Calling() == Obey && o.View.NextMaster.Epoch >= o.Promise:
 		do = append(do, Follow)
+	}
+	switch {
+	case o.cut(MinorityOff):
+		return append(do, Shut), "cut off, and minority_mode is off"
+	case o.cut(MinorityReadOnly):
+		return append(do, OpenReads), "cut off, and minority_mode is read-only"
+	case o.cut(MinorityActive) && o.State == Standby && o.following():
+		return append(do, Rally), "cut off from the majority"
 	}
 	if o.State == Standby && o.vacant() && o.following() {
 		return append(do, Run), "nobody holds the lock"

@@ -27,12 +27,28 @@ func observations(yield func(Observation)) {
 										o.Attempt = attempt
 										yield(o)
 									}
+									if lease == No && promise == 0 {
+										partitions(o, yield)
+									}
 								}
 							}
 						}
 					}
 				}
 			}
+		}
+	}
+}
+
+// partitions adds what a node can see that has no lease and may be cut off.
+func partitions(o Observation, yield func(Observation)) {
+	for _, side := range []Observation{
+		{Verdict: Minority}, {Verdict: Minority, Chosen: Yes}, {Verdict: Minority, Chosen: No}, {Verdict: Undecided, Chosen: Yes},
+		{Verdict: Isolated, Chosen: Yes}, {Verdict: Minority, Chosen: Yes, Served: Yes}, {Verdict: Majority, Served: Yes},
+	} {
+		for _, attempt := range []Tri{Unknown, Yes} {
+			o.Verdict, o.Chosen, o.Served, o.Attempt = side.Verdict, side.Chosen, side.Served, attempt
+			yield(o)
 		}
 	}
 }
@@ -108,8 +124,12 @@ func TestDecisionsAreSafe(t *testing.T) {
 			"a promise is kept":                            (does(Promote) || does(Follow)) && named.Epoch < o.Promise,
 			"nothing but a whole copy is promoted":         does(Promote) && (o.Complete != Yes || o.Foreign == Yes),
 			"no active without a lease":                    d.To == Active && o.Lease != Yes,
-			"a primary that must not write is stopped":     o.Primary == Yes && d.To != Active && d.To != Promoting && !does(Fence),
-			"leader units only beside a lease":             does(StartLeaderUnits) && o.Lease != Yes,
+			"a primary that must not write is stopped":     o.Primary == Yes && d.To != Active && d.To != Promoting && d.To != ActiveMinority && !does(Fence),
+			"leader units only beside a lease":             does(StartLeaderUnits) && o.Lease != Yes && d.To != ActiveMinority,
+			"a part is served only by who was chosen":      d.To == ActiveMinority && o.State != ActiveMinority && (o.Chosen != Yes || o.Verdict != Minority),
+			"a part is not served beside the majority":     d.To == ActiveMinority && (o.Fresh == Yes || o.Verdict == Majority || o.Verdict == Isolated || o.Chosen == No),
+			"what is not settled is not rewound":           d.To == Rejoining && o.State != Rejoining && o.Served == Yes,
+			"nor does it follow":                           does(Follow) && o.Served == Yes,
 			"nothing is rewound without a ready active":    d.To == Rejoining && o.State != Rejoining && !o.served(),
 			"no election while the lock is held or unread": does(Run) && !o.LockFree(),
 			"a running primary is never rewound under":     does(Rejoin) && o.Primary == Yes && o.State != Rejoining,
@@ -127,7 +147,7 @@ func TestDecisionsAreSafe(t *testing.T) {
 // reached in a bounded number of decisions (pg_auto_failover 1025 and 1168).
 func TestEveryGoalIsReached(t *testing.T) {
 	for _, from := range States() {
-		for _, goal := range []State{Active, Standby, Leaving} {
+		for _, goal := range []State{Active, ActiveMinority, Standby, Leaving} {
 			t.Run(fmt.Sprintf("%s to %s", from, goal), func(t *testing.T) {
 				o := Observation{Self: "a", State: from, View: trio(), Fresh: Yes, Running: Yes, Primary: TriOf(from == Active), Complete: Yes}
 				o.View.NextMaster = Assignment{Node: "b", Epoch: 7}
@@ -135,6 +155,8 @@ func TestEveryGoalIsReached(t *testing.T) {
 				switch goal {
 				case Active:
 					o.View.NextMaster, o.View.Leader = Assignment{Node: "a", Epoch: 7}, Leader{Node: "b", Epoch: 6}
+				case ActiveMinority:
+					o.View.Leader, o.Fresh, o.Verdict = Leader{}, No, Minority
 				case Leaving:
 					o.View.Removed["a"] = Tombstone{Node: "a"}
 				}
@@ -167,5 +189,9 @@ func obey(o *Observation, a Action) {
 		o.Running, o.Complete, o.Diverged, o.Stranded = Yes, Yes, No, No
 	case Release:
 		o.Lease = No
+	case Rally:
+		o.Chosen = Yes
+	case Serve:
+		o.Primary, o.Attempt = Yes, Yes
 	}
 }

@@ -1,0 +1,145 @@
+package cluster
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// MinorityMode says what a node does that is cut off from the majority.
+type MinorityMode string
+
+// The minority modes: see the option minority_mode.
+const (
+	MinorityActive   MinorityMode = "active"
+	MinorityReadOnly MinorityMode = "read-only"
+	MinorityOff      MinorityMode = "off"
+)
+
+// HealMode says whose database goes on after a partition: see the option heal.
+type HealMode string
+
+// The heal modes.
+const (
+	HealMostRecent HealMode = "most-recent"
+	HealMajority   HealMode = "majority"
+)
+
+// ClockSkew bounds how far the clocks of two nodes may be apart for their
+// commit times to be compared, and how much later a commit must be to count.
+const ClockSkew = 5 * time.Second
+
+// TimelineGap is by how many timelines, times its place among the managers, a
+// node that serves a minority passes over the next one. So its timeline is none
+// that the majority, or another minority, makes meanwhile: PostgreSQL knows
+// timelines by their number alone.
+const TimelineGap = 16
+
+// Side is a part of a cluster that was cut off and served by an active node of
+// its own. What was written there is at risk until the cluster is whole again.
+type Side struct {
+	Leader string    `json:"leader"` // the node that served it
+	Epoch  Epoch     `json:"epoch"`  // of the cluster, when the part was cut off
+	Fork   Position  `json:"fork"`   // up to here its WAL is the cluster's
+	Since  time.Time `json:"since"`
+}
+
+// Gap is how many timelines the named node passes over to serve a minority.
+func (v View) Gap(node string) int {
+	return TimelineGap * (slices.Index(v.Managers(), node) + 1)
+}
+
+// ElectSide chooses the node that serves a part of the cluster that is cut off,
+// of the answers of every node in it. It asks for no acknowledged commits: the
+// part is at risk whoever serves it.
+func ElectSide(v View, answers []Answer) Outcome {
+	e := &electorate{}
+	b := Ballot{View: v}
+	for _, a := range answers {
+		b.Epoch = a.Epoch // there is no promise to compare
+		switch reason := cmp.Or(unsound(b, a), unfit(b, a)); {
+		case reason != "":
+			e.pass(a.Node, reason)
+		default:
+			e.fit = append(e.fit, a)
+		}
+	}
+	if len(e.fit) == 0 {
+		return e.undecided("no node in this part of the cluster can be active")
+	}
+	slices.SortFunc(e.fit, func(x, y Answer) int {
+		return cmp.Or(cmp.Compare(y.Position.Timeline, x.Position.Timeline), preference(b, x, y))
+	})
+	best := e.fit[0]
+	for _, a := range e.fit[1:] {
+		e.pass(a.Node, why(b, best, a))
+	}
+	return Outcome{best.Node, fmt.Sprintf("%s is furthest in this part of the cluster, at %s", best.Node, best.Position), e.passed}
+}
+
+// SideWins decides whose database goes on where two lines have both been
+// written: the cluster's own, which holds what the majority acknowledged, or
+// that of a part which was cut off. It is the one whose last transaction came
+// later; but where that cannot be told, because a time is unknown, the two are
+// too close, or the clocks are apart, the cluster's own goes on.
+func SideWins(mode HealMode, own, side Answer) (bool, string) {
+	apart := own.At.Sub(side.At).Abs()
+	switch later := side.LastCommit.Sub(own.LastCommit); {
+	case mode == HealMajority:
+		return false, "heal is majority"
+	case side.LastCommit.IsZero():
+		return false, "when the part that was cut off was last written is not known"
+	case apart > ClockSkew:
+		return false, fmt.Sprintf("the clocks of %s and %s are %s apart, so their commits cannot be compared", own.Node, side.Node, apart.Round(time.Second))
+	case !own.LastCommit.IsZero() && later <= ClockSkew:
+		return false, fmt.Sprintf("the last commit on %s was at %s, on %s at %s", own.Node, stamp(own.LastCommit), side.Node, stamp(side.LastCommit))
+	case own.LastCommit.IsZero():
+		return false, "when the majority was last written is not known"
+	}
+	return true, fmt.Sprintf("the last commit on %s was at %s, on %s only at %s", side.Node, stamp(side.LastCommit), own.Node, stamp(own.LastCommit))
+}
+
+func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05.000") }
+
+// tipOf finds the end of the line of timelines that the cluster goes on with.
+// Timelines grow by promotions that an election allowed, so the latest is the
+// cluster's own; what a part made that was cut off goes on where it holds all of
+// that, or by SideWins.
+func tipOf(b Ballot) (tip Answer, found bool) {
+	var own, sides []Answer
+	for _, a := range b.Answers {
+		switch {
+		case unsound(b, a) != "":
+		case a.Side == nil:
+			own = append(own, a)
+		default:
+			sides = append(sides, a)
+		}
+	}
+	slices.SortFunc(own, furthest)
+	slices.SortFunc(sides, func(x, y Answer) int { return cmp.Or(y.LastCommit.Compare(x.LastCommit), furthest(x, y)) })
+	switch {
+	case len(own)+len(sides) == 0:
+		return Answer{}, false
+	case len(sides) == 0:
+		return own[0], true
+	case len(own) == 0 || sides[0].leads(own[0]):
+		return sides[0], true
+	}
+	if wins, _ := SideWins(HealMode(b.View.Options("").Get("heal")), own[0], sides[0]); wins && !own[0].leads(sides[0]) {
+		return sides[0], true
+	}
+	return own[0], true
+}
+
+// leads says that o lies on the way to a.
+func (a Answer) leads(o Answer) bool {
+	return a.History.Leads(a.Position.Timeline, o.Position, o.History)
+}
+
+// attests says that whatever o has ever acknowledged of the cluster's own
+// commits lies on the way to a, or was weighed when a's line was chosen.
+func (a Answer) attests(o Answer) bool {
+	return a.Side != nil || a.leads(o) || o.Side != nil && a.History.Contains(a.Position.Timeline, o.Side.Fork)
+}
