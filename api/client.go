@@ -54,6 +54,18 @@ func (c *Client) Vouch(ctx context.Context, n cluster.Node, _ string, epoch clus
 	return c.call(ctx, http.MethodPost, n, "vouch", VouchRequest{epoch}, nil)
 }
 
+// Rally asks a node that is cut off with this one where it stands.
+func (c *Client) Rally(ctx context.Context, n cluster.Node) (a cluster.Answer, err error) {
+	err = c.call(ctx, http.MethodPost, n, "rally", struct{}{}, &a)
+	return a, err
+}
+
+// Claim asks the active node to hand over to this one, whose part of the cluster
+// was written last. An *Error with CodeKept is final.
+func (c *Client) Claim(ctx context.Context, active cluster.Node, a cluster.Answer) error {
+	return c.call(ctx, http.MethodPost, active, "claim", a, nil)
+}
+
 // SetActive asks the active node to hand over to target.
 func (c *Client) SetActive(ctx context.Context, active cluster.Node, target string) error {
 	return c.call(ctx, http.MethodPost, active, "set-active", SetActiveRequest{target}, nil)

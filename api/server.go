@@ -22,6 +22,10 @@ type Admitter interface {
 type Voter interface {
 	Detach(ctx context.Context, epoch cluster.Epoch, seen uint64) (cluster.Answer, error)
 	Vouch(ctx context.Context, active string, epoch cluster.Epoch) error
+	// Rally tells a node of the same part that is cut off where this one stands.
+	Rally(ctx context.Context) (cluster.Answer, error)
+	// Claim hears a node whose part was cut off. An *Error with CodeKept is final.
+	Claim(ctx context.Context, a cluster.Answer) error
 }
 
 // Backend is what the API serves.
@@ -60,8 +64,17 @@ func Handler(b Backend) http.Handler {
 			return struct{}{}, b.Voter.Vouch(ctx, active, in.Epoch)
 		})
 	}))
+	mux.Handle("POST /api/v1/rally", b.members(func(w http.ResponseWriter, r *http.Request) {
+		answer(w, r, func(ctx context.Context, _ struct{}) (any, error) { return b.Voter.Rally(ctx) })
+	}))
+	mux.Handle("POST /api/v1/claim", b.members(func(w http.ResponseWriter, r *http.Request) {
+		answer(w, r, func(ctx context.Context, in cluster.Answer) (any, error) {
+			in.Node, _ = b.Caller(r.TLS)
+			return struct{}{}, b.Voter.Claim(ctx, in)
+		})
+	}))
 	mux.Handle("POST /api/v1/set-active", b.members(func(w http.ResponseWriter, r *http.Request) {
-		if !b.Node.Active() {
+		if b.Node.Mode() != cluster.MajorityMode {
 			fail(w, Errorf(http.StatusConflict, CodeNotActive, "this node is not the active one"))
 			return
 		}

@@ -13,7 +13,7 @@ import (
 
 // Node is what the HTTP surfaces need of the handler.
 type Node interface {
-	Active() bool // without I/O
+	Mode() cluster.Mode // without I/O
 	Report(ctx context.Context) cluster.Report
 	HandOver(ctx context.Context, target string) error
 }
@@ -42,10 +42,14 @@ func StatusHandler(n Node, o StatusOptions) http.Handler {
 			reply(w, code, statusOf(report))
 		})
 	}
-	health("/leader", func(r cluster.Report) bool { return r.Open })
+	health("/leader", func(r cluster.Report) bool { return r.Mode != cluster.Closed })
 	health("/replica", func(r cluster.Report) bool { return r.State == cluster.Standby && r.Streaming })
-	health("/health", func(r cluster.Report) bool { return r.Open || r.State == cluster.Standby && r.Streaming })
-	health("/ready", func(r cluster.Report) bool { return r.Open || r.State == cluster.Standby && r.Streaming })
+	health("/health", func(r cluster.Report) bool {
+		return r.Mode != cluster.Closed || r.State == cluster.Standby && r.Streaming
+	})
+	health("/ready", func(r cluster.Report) bool {
+		return r.Mode != cluster.Closed || r.State == cluster.Standby && r.Streaming
+	})
 	health("/live", func(cluster.Report) bool { return true })
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if slices.Contains(o.Paths, r.URL.Path) {
@@ -65,7 +69,7 @@ func serveStatus(w http.ResponseWriter, r *http.Request, n Node) {
 		return
 	}
 	report, code := reportOf(r, n), http.StatusBadRequest
-	if report.Open {
+	if asked := r.URL.Query().Get("mode"); report.Mode != cluster.Closed && (asked == "" || asked == string(report.Mode)) {
 		code = http.StatusOK
 	}
 	reply(w, code, statusOf(report))
@@ -75,15 +79,20 @@ func serveStatus(w http.ResponseWriter, r *http.Request, n Node) {
 // whether it is open is looked at once more.
 func reportOf(r *http.Request, n Node) cluster.Report {
 	report := n.Report(r.Context())
-	report.Open = report.Open && n.Active()
+	if now := n.Mode(); now != report.Mode {
+		report.Open, report.Mode = false, cluster.Closed
+	}
 	return report
 }
 
 func statusOf(r cluster.Report) Status {
-	s := Status{Status: "standby", Node: r.Node, Cluster: r.Cluster, Role: r.State, Mode: "majority", Epoch: r.Epoch, Services: r.Services}
-	if r.Open {
+	s := Status{Status: "standby", Node: r.Node, Cluster: r.Cluster, Role: r.State, Mode: r.Mode, Epoch: r.Epoch, Services: r.Services}
+	if r.Mode != cluster.Closed {
 		s.Status = "active"
+	} else {
+		s.Mode = cluster.MajorityMode
 	}
+	s.AtRisk = r.Side != nil
 	s.Removed = r.State == cluster.Leaving
 	return s
 }

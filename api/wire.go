@@ -18,6 +18,7 @@ const (
 	CodeNameTaken    = "name_in_use"
 	CodeBadRequest   = "bad_request"
 	CodeNotFound     = "not_found"
+	CodeKept         = "database_kept" // the claimant's database is not the one that goes on
 	CodeFailed       = "failed"
 )
 
@@ -41,7 +42,8 @@ type Status struct {
 	Node     string         `json:"node"`
 	Cluster  string         `json:"cluster"`
 	Role     cluster.State  `json:"role"`
-	Mode     string         `json:"mode"` // majority
+	Mode     cluster.Mode   `json:"mode"`              // majority or minority
+	AtRisk   bool           `json:"at_risk,omitempty"` // what was written here in a minority is not the cluster's yet
 	Epoch    cluster.Epoch  `json:"epoch"`
 	Services []cluster.Unit `json:"services"`
 	Removed  bool           `json:"removed_from_cluster,omitempty"`

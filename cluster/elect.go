@@ -25,6 +25,9 @@ type Answer struct {
 	Side       *Side     `json:"side,omitempty"` // its WAL is that of a part that was cut off
 	LastCommit time.Time `json:"last_commit"`    // of the last transaction that changed data; zero: not known
 	At         time.Time `json:"at"`             // its wall clock, when it answered
+
+	Verdict Verdict `json:"verdict,omitempty"` // in a rally: where its watcher says it is
+	Serving bool    `json:"serving,omitempty"` // in a rally: it serves its part already
 }
 
 // Ballot is everything that an election looks at.
@@ -49,6 +52,8 @@ type Outcome struct {
 	Winner string   `json:"winner"`
 	Reason string   `json:"reason"`
 	Passed []Passed `json:"passed,omitempty"`
+
+	Majority string `json:"-"` // a node in the majority that was reached; see ElectSide
 }
 
 // Elect chooses the node that is to be active, or nobody. It gives the same
@@ -91,7 +96,7 @@ func Elect(b Ballot) Outcome {
 	for _, a := range v.fit[1:] {
 		v.pass(a.Node, why(b, best, a))
 	}
-	return Outcome{best.Node, fmt.Sprintf("%s is furthest, at %s", best.Node, best.Position), v.passed}
+	return Outcome{Winner: best.Node, Reason: fmt.Sprintf("%s is furthest, at %s", best.Node, best.Position), Passed: v.passed}
 }
 
 // Unconfirmed names the node that the last election named and that never opened

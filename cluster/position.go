@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -101,8 +102,8 @@ func (h History) Leads(tip Timeline, p Position, own History) bool {
 	if !h.Contains(tip, p) {
 		return false
 	}
-	if len(own) == 0 {
-		return true
+	if len(own) == 0 || len(h) == 0 {
+		return true // timeline 1, or not known
 	}
 	return own[len(own)-1].LSN == h.start(p.Timeline)
 }
@@ -116,4 +117,22 @@ func (h History) start(tl Timeline) (begun LSN) {
 		begun = f.LSN
 	}
 	return begun
+}
+
+// Fork is the last point that this line and another, which has come to p, have
+// in common.
+func (h History) Fork(tip Timeline, other History, p Position) Position {
+	ours := append(slices.Clone(h), Fork{tip, ^LSN(0)})
+	theirs := append(slices.Clone(other), Fork{p.Timeline, p.LSN})
+	var at Position
+	for i := range min(len(ours), len(theirs)) {
+		if ours[i].Timeline != theirs[i].Timeline {
+			break
+		}
+		at = Position{ours[i].Timeline, min(ours[i].LSN, theirs[i].LSN)}
+		if ours[i].LSN != theirs[i].LSN {
+			break
+		}
+	}
+	return at
 }

@@ -73,6 +73,16 @@ const ServiceID = "understudy"
 // ID is the check's id in the Consul agent.
 func (c Check) ID() string { return ServiceID + ":" + string(c) }
 
+// Mode says for whom a node is open to clients that write.
+type Mode string
+
+// The modes. The empty one: it is not open.
+const (
+	Closed       Mode = ""
+	MajorityMode Mode = "majority" // active, with a valid lease
+	AtRiskMode   Mode = "minority" // active in a part that is cut off: writes are at risk
+)
+
 // Report is what a node tells of itself, to its peers and to operators.
 type Report struct {
 	Node      string    `json:"node"`
@@ -83,6 +93,7 @@ type Report struct {
 	Epoch     Epoch     `json:"epoch"`
 	Promise   Epoch     `json:"promise"`
 	Open      bool      `json:"open"` // active, with a lease that is valid
+	Mode      Mode      `json:"mode,omitempty"`
 	Position  Position  `json:"position"`
 	History   History   `json:"history,omitempty"`
 	Upstream  string    `json:"upstream,omitempty"`
@@ -93,6 +104,7 @@ type Report struct {
 	SystemID  string    `json:"system_id"`
 	Streaming bool      `json:"streaming"`
 	Follows   Epoch     `json:"follows,omitempty"`  // a standby whose gate is open: the epoch of its active
+	Side      *Side     `json:"side,omitempty"`     // its data are those of a part that was cut off, at risk until it is settled
 	Departed  bool      `json:"departed,omitempty"` // removed, and withdrawn from Consul
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -51,14 +52,18 @@ func (v View) Gap(node string) int {
 }
 
 // ElectSide chooses the node that serves a part of the cluster that is cut off,
-// of the answers of every node in it. It asks for no acknowledged commits: the
-// part is at risk whoever serves it.
+// of the answers of every node in it. A node that serves it already stays; else
+// the furthest does. Nobody is chosen while a node of the part is in the majority,
+// or does not know yet. It asks for no acknowledged commits: the part is at risk
+// whoever serves it.
 func ElectSide(v View, answers []Answer) Outcome {
 	e := &electorate{}
-	b := Ballot{View: v}
 	for _, a := range answers {
-		b.Epoch = a.Epoch // there is no promise to compare
-		switch reason := cmp.Or(unsound(b, a), unfit(b, a)); {
+		switch reason := unsuited(v, a); {
+		case a.Verdict == Majority:
+			return Outcome{Reason: a.Node + " is in the majority", Majority: a.Node}
+		case a.Verdict != Minority:
+			return Outcome{Reason: fmt.Sprintf("%s is not known to be in the minority: %s", a.Node, a.Verdict)}
 		case reason != "":
 			e.pass(a.Node, reason)
 		default:
@@ -68,14 +73,35 @@ func ElectSide(v View, answers []Answer) Outcome {
 	if len(e.fit) == 0 {
 		return e.undecided("no node in this part of the cluster can be active")
 	}
+	b := Ballot{View: v}
 	slices.SortFunc(e.fit, func(x, y Answer) int {
+		if x.Serving || y.Serving {
+			return cmp.Or(compareTrue(x.Serving, y.Serving), y.LastCommit.Compare(x.LastCommit), strings.Compare(x.Node, y.Node))
+		}
 		return cmp.Or(cmp.Compare(y.Position.Timeline, x.Position.Timeline), preference(b, x, y))
 	})
 	best := e.fit[0]
 	for _, a := range e.fit[1:] {
 		e.pass(a.Node, why(b, best, a))
 	}
-	return Outcome{best.Node, fmt.Sprintf("%s is furthest in this part of the cluster, at %s", best.Node, best.Position), e.passed}
+	return Outcome{Winner: best.Node, Reason: fmt.Sprintf("%s is furthest in this part of the cluster, at %s", best.Node, best.Position), Passed: e.passed}
+}
+
+// unsuited tells why a node cannot serve its part.
+func unsuited(v View, a Answer) string {
+	b := Ballot{View: v, Epoch: a.Epoch} // there is no promise to compare
+	return cmp.Or(unsound(b, a), unfit(b, a))
+}
+
+// compareTrue orders true before false.
+func compareTrue(x, y bool) int {
+	switch {
+	case x == y:
+		return 0
+	case x:
+		return -1
+	}
+	return 1
 }
 
 // SideWins decides whose database goes on where two lines have both been
@@ -118,6 +144,11 @@ func tipOf(b Ballot) (tip Answer, found bool) {
 		}
 	}
 	slices.SortFunc(own, furthest)
+	for _, o := range own {
+		if own[0].leads(o) && o.LastCommit.After(own[0].LastCommit) {
+			own[0].LastCommit = o.LastCommit // the end of a standby's WAL may tell no time
+		}
+	}
 	slices.SortFunc(sides, func(x, y Answer) int { return cmp.Or(y.LastCommit.Compare(x.LastCommit), furthest(x, y)) })
 	switch {
 	case len(own)+len(sides) == 0:

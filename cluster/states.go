@@ -271,7 +271,7 @@ func duty(o Observation) ([]Action, string) {
 	case o.State == ActiveMinority && o.Attempt != Yes:
 		return []Action{StartAlwaysUnits, Serve}, "about to serve the part that is cut off"
 	case o.State == ActiveMinority:
-		return []Action{StartAlwaysUnits, StartLeaderUnits}, "active in the minority: what is written is at risk"
+		return []Action{StartAlwaysUnits, StartLeaderUnits, Rally}, "active in the minority: what is written is at risk"
 	case o.State == Promoting && o.invited() && o.LockFree() && o.following():
 		return []Action{StartAlwaysUnits, Promote}, "about to take the lock"
 	case o.State == Promoting:

@@ -35,6 +35,22 @@ func (h *Handler) act(ctx context.Context, a cluster.Action, o cluster.Observati
 		if h.rested() {
 			h.job.start(ctx, a, h.rejoin, h.rejoined)
 		}
+	case cluster.Rally:
+		if h.rested() {
+			h.job.start(ctx, a, h.rally, h.rallied)
+		}
+	case cluster.Serve:
+		if h.rested() {
+			h.job.start(ctx, a, h.serve, h.promoted)
+		}
+	case cluster.Claim:
+		if h.rested() {
+			h.job.start(ctx, a, h.claim, h.claimed)
+		}
+	case cluster.OpenReads:
+		return h.Postgres.Gate(try, true)
+	case cluster.Shut:
+		return h.Postgres.Gate(try, false)
 	case cluster.Fence:
 		return h.fence(try)
 	case cluster.StartPostgres:
@@ -150,9 +166,15 @@ func (h *Handler) rejoin(ctx context.Context) error {
 		return err
 	}
 	// A rewind that was done for this epoch and did not help is not repeated.
-	clone := !complete || !h.forked(db) || h.rewound == view.Leader.Epoch || doubled(view.Leader, d, db)
+	clone := !complete || !h.forked(ctx, db) || h.rewound == view.Leader.Epoch || doubled(view.Leader, d, db)
 	if err := h.fence(ctx); err != nil {
 		return err
+	}
+	if !clone {
+		if err := h.preserve(ctx, d, db); err != nil {
+			h.Log.Error("not exported, so the directory is kept and cloned beside", "error", err)
+			clone = true
+		}
 	}
 	if clone {
 		h.Journal.Write("clone", view.Leader.Epoch, fmt.Sprintf("%s is cloned from %s", h.Node, source.Name), nil)
@@ -180,6 +202,9 @@ func (h *Handler) settle(ctx context.Context, epoch cluster.Epoch) error {
 	h.moving.Lock()
 	defer h.moving.Unlock()
 	h.setUpstream(0)
+	if err := h.keepSide(nil); err != nil {
+		return err
+	}
 	if err := h.confirmMade(); err != nil {
 		return err
 	}
@@ -194,9 +219,10 @@ func (h *Handler) settle(ctx context.Context, epoch cluster.Epoch) error {
 
 // forked says that the local WAL left the active's line, which a rewind mends;
 // WAL that is merely missing it does not.
-func (h *Handler) forked(db Database) bool {
+func (h *Handler) forked(ctx context.Context, db Database) bool {
 	t := h.lastTip()
-	return db.Position.LSN > 0 && !t.history.Contains(t.timeline, db.Position)
+	own, err := h.Replication.History(ctx, db.Position.Timeline)
+	return err == nil && db.Position.LSN > 0 && !t.history.Leads(t.timeline, db.Position, own)
 }
 
 // recoverWithin bounds the replay of what a mended directory needs before it is

@@ -63,10 +63,10 @@ func TestOneIsOpenAtATime(t *testing.T) {
 			a, b := w.hosts["a"].handler, w.hosts["b"].handler
 			var closed, opened time.Time
 			for began := time.Now(); time.Since(began) < 6*time.Second; time.Sleep(time.Millisecond) {
-				if closed.IsZero() && !a.Active() {
+				if closed.IsZero() && a.Mode() == cluster.Closed {
 					closed = time.Now()
 				}
-				if opened.IsZero() && b.Active() {
+				if opened.IsZero() && b.Mode() == cluster.MajorityMode {
 					opened = time.Now()
 				}
 			}

@@ -31,6 +31,9 @@ func (h *Handler) Detach(ctx context.Context, epoch cluster.Epoch, seen uint64) 
 	if h.stands() {
 		return cluster.Answer{}, fmt.Errorf("%s stands by the active node, which Consul did not hear", h.Node)
 	}
+	if h.serves() {
+		return cluster.Answer{}, fmt.Errorf("%s serves a part of the cluster that was cut off, and does not know yet that it is whole", h.Node)
+	}
 	if follows := h.followedEpoch(); follows >= epoch {
 		return cluster.Answer{}, fmt.Errorf("%s follows the active of epoch %d already", h.Node, follows)
 	}
@@ -81,8 +84,8 @@ func (h *Handler) redeem() {
 
 // answer tells the final position. The caller holds moving and has promised.
 func (h *Handler) answer(ctx context.Context, promise cluster.Epoch) (cluster.Answer, error) {
-	_, _, db := h.snapshot()
-	a := cluster.Answer{Node: h.Node, Epoch: promise, SystemID: db.SystemID, Seen: db.Seen, Files: h.Files().Complete}
+	_, d, db := h.snapshot()
+	a := cluster.Answer{Node: h.Node, Epoch: promise, SystemID: db.SystemID, Seen: db.Seen, Files: h.Files().Complete, Side: d.Side, At: time.Now()}
 	pos, err := h.Replication.Detach(ctx)
 	if err != nil {
 		return a, fmt.Errorf("detach for epoch %d: %w", promise, err)
@@ -95,6 +98,7 @@ func (h *Handler) answer(ctx context.Context, promise cluster.Epoch) (cluster.An
 	if err == nil {
 		a.Complete = cluster.TriOf(complete)
 	}
+	a.LastCommit = h.lastCommit(ctx)
 	a.Problem = h.problem(ctx)
 	return a, nil
 }
@@ -104,6 +108,11 @@ func (h *Handler) problem(ctx context.Context) string {
 	if v := h.Verdict(); v.Verdict == cluster.Minority || v.Verdict == cluster.Isolated {
 		return "it is cut off: " + v.Reason
 	}
+	return h.idle(ctx)
+}
+
+// idle tells which of the units that run on every node does not.
+func (h *Handler) idle(ctx context.Context) string {
 	for _, u := range h.AlwaysUnits {
 		if running, err := h.Units.Running(ctx, u); err != nil || running != cluster.Yes {
 			return fmt.Sprintf("its unit %s does not run", u)

@@ -54,6 +54,7 @@ type fakePG struct {
 	hangs                   bool          // a fast shutdown does not end
 	checkpoints             time.Duration // how long one takes
 	failPromotes            int
+	skip                    cluster.Timeline // so many timelines are passed over by the next promotion
 }
 
 func newPG(h *host) *fakePG {
@@ -108,6 +109,7 @@ func (p *fakePG) commit(id int) bool {
 	}
 	p.wal = append(p.wal, id)
 	p.pending = append(p.pending, id)
+	p.h.w.madeAt[id] = time.Now()
 	return true
 }
 
@@ -183,8 +185,8 @@ func (p *fakePG) Promote(ctx context.Context) (cluster.Position, error) {
 	}
 	if !p.primary {
 		p.history = append(slices.Clone(p.history), cluster.Fork{Timeline: p.timeline, LSN: p.lsn()})
-		p.timeline++
-		p.primary = true
+		p.timeline += 1 + p.skip
+		p.primary, p.skip = true, 0
 		p.h.w.records--
 		p.wal = append(p.wal, p.h.w.records)
 		p.h.w.flow()

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"reflect"
 	"sync"
 	"time"
 
@@ -21,6 +22,7 @@ type Options struct {
 	Node    string // this node's name
 	Version string
 	State   string // file that keeps its durable state
+	Known   string // file that keeps the last view of the cluster
 
 	Store       Store
 	Locks       Locks
@@ -29,6 +31,8 @@ type Options struct {
 	Directory   Directory
 	Units       Units
 	Peers       Peers
+	Parts       Parts
+	Divergence  Divergence
 	Journal     Journal
 	Verdict     func() cluster.VerdictReport // the watcher's, unknown when it is old
 	Files       func() cluster.FilesReport
@@ -54,6 +58,13 @@ type durable struct {
 	// Made is the timeline that a promotion was to make for Tried, until the
 	// sync set of that epoch is published: see doubled.
 	Made cluster.Timeline `json:"made,omitempty"`
+
+	// Wrote is the timeline that this node opened last, as a primary.
+	Wrote cluster.Timeline `json:"wrote,omitempty"`
+	// Side is the part of the cluster whose WAL this node has, until it is
+	// mended or that part's database goes on. Lost says that it does not.
+	Side *cluster.Side `json:"side,omitempty"`
+	Lost bool          `json:"lost,omitempty"`
 }
 
 // tick is how often a node looks around where nothing wakes it.
@@ -82,6 +93,7 @@ type Handler struct {
 	reason   string
 	units    map[string]cluster.Tri
 	attempt  cluster.Tri   // of the promotion under way
+	chosen   cluster.Tri   // to serve the part that is cut off
 	resting  time.Time     // no new job before
 	followed cluster.Epoch // for which Follow was last done
 	tip      tip           // of the active, asked once per epoch
@@ -89,11 +101,12 @@ type Handler struct {
 	vouches  time.Time     // until then this node does not detach from its active
 
 	// The driver's own:
-	strayed time.Time     // since when the standby does not stream
-	roster  roster        // when each standby was last connected
-	slotted []string      // who has a slot here
-	changed cluster.LSN   // position after the quorum in effect was set
-	rewound cluster.Epoch // for which a rewind was tried; the rejoin job's own
+	strayed  time.Time     // since when the standby does not stream
+	roster   roster        // when each standby was last connected
+	slotted  []string      // who has a slot here
+	changed  cluster.LSN   // position after the quorum in effect was set
+	advanced time.Time     // when Divergence was last advanced
+	rewound  cluster.Epoch // for which a rewind was tried; the rejoin job's own
 }
 
 // New reads the durable state and returns a handler that Run drives.
@@ -108,6 +121,12 @@ func New(o Options) (*Handler, error) {
 		return nil, fmt.Errorf("%w; remove the file only if this node may be cloned again", err)
 	}
 	h.durable, h.since = d, time.Now()
+	v, err := statefile.Read[cluster.View](o.Known)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		o.Log.Warn("the last view of the cluster cannot be read", "error", err)
+	}
+	v.Leader = cluster.Leader{} // who holds the lock is only ever known fresh
+	h.view = v
 	return h, nil
 }
 
@@ -131,7 +150,7 @@ func (h *Handler) Run(ctx context.Context) error {
 			}
 			return fmt.Errorf("watch the cluster's state: %w", err)
 		case o := <-h.orders:
-			o.done <- h.handOver(ctx, o.target)
+			o.done <- h.handOver(ctx, o)
 		case <-ticker.C:
 		case <-h.wakeup:
 		}
@@ -172,6 +191,7 @@ func (h *Handler) wake() {
 // see takes a view from the registry.
 func (h *Handler) see(v cluster.View, ok bool) {
 	h.mu.Lock()
+	before := h.view
 	if ok {
 		if v.NextMaster.Epoch != h.view.NextMaster.Epoch || v.Leader.Held != h.view.Leader.Held {
 			h.seen = time.Now()
@@ -182,10 +202,21 @@ func (h *Handler) see(v cluster.View, ok bool) {
 	h.fresh = cluster.TriOf(ok)
 	changed := was != h.fresh
 	h.mu.Unlock()
+	if ok && (!reflect.DeepEqual(before.Nodes, v.Nodes) || !reflect.DeepEqual(before.Info, v.Info) || before.NextMaster != v.NextMaster || len(before.Removed) != len(v.Removed)) {
+		h.remember(v)
+	}
 	if changed {
 		h.Log.Info("registry", "reachable", ok)
 	}
 	h.wake()
+}
+
+// remember keeps what a node must know of the cluster that starts while the
+// registry cannot be read.
+func (h *Handler) remember(v cluster.View) {
+	if err := statefile.Write(h.Known, v); err != nil {
+		h.Log.Warn("the view of the cluster is not kept", "error", err)
+	}
 }
 
 // step is one round of observe, decide, act.

@@ -11,13 +11,14 @@ import (
 // order asks the driver of an active node to hand over.
 type order struct {
 	target string
+	claim  *cluster.Answer // the target has served a part, and its database goes on
 	done   chan error
 }
 
 // HandOver gives activity to target and returns when target has been named, or
 // with the reason why it was not. It is refused on a node that is not active.
 func (h *Handler) HandOver(ctx context.Context, target string) error {
-	if err := h.mayHandOver(ctx, target); err != nil {
+	if err := h.mayHandOver(ctx, order{target: target}); err != nil {
 		return err
 	}
 	// A checkpoint while clients still write leaves little for the one at
@@ -26,7 +27,12 @@ func (h *Handler) HandOver(ctx context.Context, target string) error {
 	if err := h.Checkpoint(ctx); err != nil {
 		return fmt.Errorf("hand over: %w", err)
 	}
-	o := order{target, make(chan error, 1)}
+	return h.order(ctx, order{target: target})
+}
+
+// order gives the driver an order and waits until it is carried out.
+func (h *Handler) order(ctx context.Context, o order) error {
+	o.done = make(chan error, 1)
 	select {
 	case h.orders <- o:
 	case <-ctx.Done():
@@ -44,13 +50,13 @@ func (h *Handler) HandOver(ctx context.Context, target string) error {
 // cleanly, so that every connected standby has all WAL, excludes itself, and
 // prefers the target among equals. The leader key says so meanwhile, and no
 // standby begins an election of its own.
-func (h *Handler) handOver(ctx context.Context, target string) error {
-	if err := h.mayHandOver(ctx, target); err != nil {
+func (h *Handler) handOver(ctx context.Context, o order) error {
+	if err := h.mayHandOver(ctx, o); err != nil {
 		return err
 	}
 	view, d, db := h.snapshot()
 	began := time.Now()
-	h.Journal.Write("handover", view.NextMaster.Epoch, fmt.Sprintf("%s hands over to %s", h.Node, target), nil)
+	h.Journal.Write("handover", view.NextMaster.Epoch, fmt.Sprintf("%s hands over to %s", h.Node, o.target), nil)
 	// The lock falls with the checks of the server that is about to stop.
 	if err := h.tenure.held().Update(ctx, cluster.Leader{Node: h.Node, Epoch: d.Tried, Timeline: db.Position.Timeline, Yields: true}); err != nil {
 		return fmt.Errorf("hand over: %w", err)
@@ -58,30 +64,61 @@ func (h *Handler) handOver(ctx context.Context, target string) error {
 	if err := h.eachUnit(ctx, h.LeaderUnits, false); err != nil {
 		h.Log.Warn("leader units not stopped", "error", err)
 	}
+	last, err := h.closing(ctx, o)
+	if err != nil {
+		return fmt.Errorf("hand over: %w", err)
+	}
 	if err := h.fence(ctx); err != nil {
 		return fmt.Errorf("hand over: %w", err)
 	}
 	// From here on the lock is free: if this names nobody, the standbys and
 	// this node hold an ordinary election when its time is over.
 	h.tenure.end(ctx)
-	if err := h.succession(ctx, target, began); err != nil {
+	if err := h.succession(ctx, o.target, last, began); err != nil {
 		return fmt.Errorf("hand over: %w; an ordinary election follows", err)
 	}
 	now, err := h.Store.View(ctx)
 	if err != nil {
 		return fmt.Errorf("hand over: %w", err)
 	}
-	if now.NextMaster.Node != target {
-		return fmt.Errorf("hand over: %s became active instead of %s: %s", now.NextMaster.Node, target, now.NextMaster.Reason)
+	if now.NextMaster.Node != o.target {
+		return fmt.Errorf("hand over: %s became active instead of %s: %s", now.NextMaster.Node, o.target, now.NextMaster.Reason)
 	}
 	return nil
 }
 
+// closing looks once more at a claim when no client can commit any more, and
+// takes the clients back if one has meanwhile. It returns the last commit's time.
+func (h *Handler) closing(ctx context.Context, o order) (time.Time, error) {
+	if o.claim == nil {
+		return time.Time{}, nil
+	}
+	if err := h.Postgres.Gate(ctx, false); err != nil {
+		return time.Time{}, err
+	}
+	kept := h.yields(ctx, *o.claim)
+	if kept == nil {
+		return h.lastCommit(ctx), nil
+	}
+	_, d, db := h.snapshot()
+	if err := h.Postgres.Gate(ctx, true); err != nil {
+		return time.Time{}, err
+	}
+	again := cluster.Leader{Node: h.Node, Epoch: d.Tried, Ready: true, Timeline: db.Position.Timeline}
+	if err := h.tenure.held().Update(ctx, again); err != nil {
+		return time.Time{}, err
+	}
+	return time.Time{}, kept
+}
+
 // mayHandOver refuses what could not be done, before anything is stopped.
-func (h *Handler) mayHandOver(ctx context.Context, target string) error {
+func (h *Handler) mayHandOver(ctx context.Context, o order) error {
 	view, d, _ := h.snapshot()
 	if valid, _ := h.tenure.valid(time.Now()); !valid || h.tenure.held() == nil || d.State != cluster.Active {
 		return fmt.Errorf("%s is not the active node", h.Node)
+	}
+	if o.claim != nil {
+		return nil // it need not stream from here: its database goes on
 	}
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
@@ -90,11 +127,11 @@ func (h *Handler) mayHandOver(ctx context.Context, target string) error {
 	if err != nil {
 		return fmt.Errorf("look at PostgreSQL on %s: %w", h.Node, err)
 	}
-	return h.ready(ctx, view, db, target)
+	return h.ready(ctx, view, db, o.target)
 }
 
 // succession holds the election of a node that has stopped its server.
-func (h *Handler) succession(ctx context.Context, target string, began time.Time) error {
+func (h *Handler) succession(ctx context.Context, target string, last time.Time, began time.Time) error {
 	view, err := h.Store.View(ctx)
 	if err != nil {
 		return err
@@ -103,6 +140,7 @@ func (h *Handler) succession(ctx context.Context, target string, began time.Time
 	if err != nil {
 		return err
 	}
+	own.LastCommit = last
 	return h.ballot(ctx, cluster.Ballot{
 		View: view, Epoch: own.Epoch, Answers: []cluster.Answer{own}, Target: target, Exclude: []string{h.Node},
 	}, began)
@@ -115,13 +153,17 @@ func (h *Handler) final(ctx context.Context, epoch cluster.Epoch, seen uint64) (
 	if err != nil {
 		return cluster.Answer{}, err
 	}
+	history, err := h.Replication.History(ctx, pos.Timeline)
+	if err != nil {
+		return cluster.Answer{}, err
+	}
 	_, _, db := h.snapshot()
 	h.moving.Lock()
 	defer h.moving.Unlock()
 	if _, err := h.promise(epoch, seen); err != nil {
 		return cluster.Answer{}, err
 	}
-	return cluster.Answer{Node: h.Node, Epoch: epoch, Position: pos, SystemID: db.SystemID, Complete: cluster.Yes, Files: h.Files().Complete}, nil
+	return cluster.Answer{Node: h.Node, Epoch: epoch, Position: pos, History: history, SystemID: db.SystemID, Complete: cluster.Yes, Files: h.Files().Complete, At: time.Now()}, nil
 }
 
 // ready refuses a target that could not take over.

@@ -14,6 +14,8 @@ const (
 	dropAfter = 2 * time.Second
 	// admitWithin is how far behind a standby may be to become a member.
 	admitWithin = 16 << 20
+	// advanceEvery is how often what all standbys hold is let go of.
+	advanceEvery = 15 * time.Second
 )
 
 // roster remembers when each standby was last connected.
@@ -52,6 +54,7 @@ func (h *Handler) maintain(ctx context.Context, o cluster.Observation) error {
 		}
 		h.slotted = others
 	}
+	h.advance(ctx, db, others)
 	published := o.View.Sync
 	if db.Primary != cluster.Yes || published.Epoch != o.LeaseEpoch {
 		return nil
@@ -79,6 +82,28 @@ func (h *Handler) maintain(ctx context.Context, o cluster.Observation) error {
 		h.wake()
 	}
 	return nil
+}
+
+// advance lets go of the changes that every standby holds, now and then.
+func (h *Handler) advance(ctx context.Context, db Database, others []string) {
+	all := db.Position.LSN
+	for _, name := range others {
+		i := slices.IndexFunc(db.Standbys, func(s Downstream) bool { return s.Name == name })
+		if i < 0 {
+			return
+		}
+		all = min(all, db.Standbys[i].Flushed)
+	}
+	if time.Since(h.advanced) < advanceEvery {
+		return
+	}
+	h.advanced = time.Now()
+	h.job.start(ctx, cluster.Maintain, func(ctx context.Context) error { return h.Divergence.Advance(ctx, all) },
+		func(err error) {
+			if err != nil {
+				h.Log.Warn("changes that may be lost are not kept", "error", err)
+			}
+		})
 }
 
 // caughtUp says whether k of the wanted members hold everything from before the

@@ -57,9 +57,24 @@ func (h *Handler) observe(ctx context.Context) cluster.Observation {
 	if o.View.Info != nil && db.SystemID != "" {
 		o.Foreign = cluster.TriOf(db.SystemID != o.View.Info.SystemID)
 	}
+	o.Verdict = h.Verdict().Verdict
+	o.Chosen, o.Served = h.parted(o.Verdict)
+	h.reunite(o, db)
 	o.Diverged = h.diverged(ctx, o, db)
 	o.Stranded = h.stranded(now, o, db)
 	return o
+}
+
+// parted says whether this node is chosen to serve a part that is cut off, and
+// whether it has served one and does not know yet whose database goes on.
+func (h *Handler) parted(v cluster.Verdict) (chosen, served cluster.Tri) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if v == cluster.Majority || v == cluster.Isolated {
+		h.chosen = cluster.Unknown // it is another partition next time
+	}
+	d := h.durable
+	return h.chosen, cluster.TriOf(d.Side != nil && d.Side.Leader == h.Node && !d.Lost)
 }
 
 // diverged compares the local position with the active's line of timelines.
@@ -90,7 +105,11 @@ func (h *Handler) diverged(ctx context.Context, o cluster.Observation, db Databa
 		h.tip = t
 		h.mu.Unlock()
 	}
-	return cluster.TriOf(!t.history.Contains(t.timeline, db.Position))
+	own, err := h.Replication.History(ctx, db.Position.Timeline)
+	if err != nil {
+		return cluster.Unknown
+	}
+	return cluster.TriOf(!t.history.Leads(t.timeline, db.Position, own))
 }
 
 // doubled says that this node is on a timeline that it made in a promotion which

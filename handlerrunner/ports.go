@@ -124,6 +124,29 @@ type Peers interface {
 	Report(ctx context.Context, node cluster.Node) (cluster.Report, error)
 }
 
+// Parts asks other nodes about a part of the cluster that is, or was, cut off.
+type Parts interface {
+	// Rally asks a node of the same part where it stands; see Handler.Rally.
+	Rally(ctx context.Context, node cluster.Node) (cluster.Answer, error)
+	// Claim asks the active node to hand over to this one. It wraps ErrKept
+	// where that is refused for good.
+	Claim(ctx context.Context, node cluster.Node, a cluster.Answer) error
+}
+
+// Divergence keeps what one side of a partition wrote and the other lacks.
+type Divergence interface {
+	// LastCommit is when data was last changed, by the clock of the node that
+	// did; zero: not known.
+	LastCommit(ctx context.Context) (time.Time, error)
+	// SkipTimelines makes the next promotion pass over n timelines.
+	SkipTimelines(ctx context.Context, n int) error
+	// Export writes down every change of the stopped server after fork, for
+	// the epoch in which it is given up. It may be repeated.
+	Export(ctx context.Context, epoch cluster.Epoch, fork cluster.Position) error
+	// Advance forgets what all members hold.
+	Advance(ctx context.Context, lsn cluster.LSN) error
+}
+
 // Journal keeps the history of the cluster. Write does not block.
 type Journal interface {
 	Write(kind string, epoch cluster.Epoch, message string, data any)

@@ -74,7 +74,9 @@ func (h *Handler) promote(ctx context.Context) error {
 		return fmt.Errorf("promote: %w", err)
 	}
 	h.moving.Lock()
-	_ = h.confirmMade() // keep has logged it; what stays on disk costs a returning node some time
+	// keep has logged an error; what stays on disk costs a returning node some time.
+	_ = h.keepSide(nil)
+	_ = h.confirmMade()
 	h.moving.Unlock()
 	// Without it a former active that is rewound now would see the old
 	// timeline in the control file (trap 19).
@@ -111,6 +113,10 @@ func (h *Handler) takeLock(ctx context.Context, epoch cluster.Epoch) (Lease, err
 	h.mu.Lock()
 	h.durable.Tried, h.durable.Session = epoch, lease.ID()
 	h.durable.Made = h.db.Position.Timeline + 1
+	h.durable.Wrote = h.durable.Made
+	if h.db.Primary == cluster.Yes { // the first start makes no timeline
+		h.durable.Wrote = h.db.Position.Timeline
+	}
 	h.mu.Unlock()
 	err = h.keep()
 	h.moving.Unlock()

@@ -10,15 +10,15 @@ import (
 // Report tells of this node from memory, except for the timeline's history.
 func (h *Handler) Report(ctx context.Context) cluster.Report {
 	view, d, db := h.snapshot()
-	valid, epoch := h.tenure.valid(time.Now())
+	_, epoch := h.tenure.valid(time.Now())
 	r := cluster.Report{
 		Node: h.Node, State: d.State, Promise: d.Promise, Epoch: view.NextMaster.Epoch, Version: h.Version,
-		Position: db.Position, Upstream: db.Upstream, Quorum: db.InEffect, SystemID: db.SystemID, Streaming: db.Streaming,
+		Position: db.Position, Upstream: db.Upstream, Quorum: db.InEffect, SystemID: db.SystemID, Streaming: db.Streaming, Side: d.Side,
 	}
 	if view.Info != nil {
 		r.Cluster = view.Info.ID
 	}
-	if d.State == cluster.Active && valid && epoch == view.NextMaster.Epoch {
+	if r.Mode = h.Mode(); r.Mode == cluster.MajorityMode {
 		r.Open, r.Epoch = true, epoch
 	}
 	if db.Running == cluster.Yes && (r.Open || db.Streaming) {
@@ -42,13 +42,19 @@ func (h *Handler) Report(ctx context.Context) cluster.Report {
 	return r
 }
 
-// Active says whether this node is open to clients at this moment, without any
+// Mode says whether this node is open to clients at this moment, without any
 // I/O: for load balancers.
-func (h *Handler) Active() bool {
+func (h *Handler) Mode() cluster.Mode {
 	valid, epoch := h.tenure.valid(time.Now())
+	if h.serves() {
+		return cluster.AtRiskMode
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return valid && h.durable.State == cluster.Active && epoch == h.view.NextMaster.Epoch
+	if valid && h.durable.State == cluster.Active && epoch == h.view.NextMaster.Epoch {
+		return cluster.MajorityMode
+	}
+	return cluster.Closed
 }
 
 // View is the cluster's state as this node last saw it.

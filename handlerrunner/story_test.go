@@ -211,6 +211,7 @@ var quick = map[string]func(*world, *host, []string) error{
 	"thaw":          func(_ *world, h *host, _ []string) error { close(h.thaw); h.thaw = nil; return nil },
 	"isolate":       func(_ *world, h *host, _ []string) error { h.isolated = true; return nil },
 	"mute":          func(_ *world, h *host, _ []string) error { h.mute = true; return nil },
+	"idle":          func(_ *world, h *host, _ []string) error { h.idle = true; return nil },
 	"mute-all": func(w *world, _ *host, _ []string) error {
 		for _, h := range w.hosts {
 			h.mute = true
@@ -220,6 +221,7 @@ var quick = map[string]func(*world, *host, []string) error{
 	"heal": func(w *world, _ *host, _ []string) error {
 		for _, h := range w.hosts {
 			h.isolated, h.mute, h.pg.unplugged, h.pg.stalled = false, false, false, false
+			h.verdict = cluster.Majority
 		}
 		w.reg.foreign = false
 		return nil
@@ -253,7 +255,7 @@ var quick = map[string]func(*world, *host, []string) error{
 		h.pg.checkpoints, err = time.ParseDuration(args[0])
 		return err
 	},
-	"minority":     func(_ *world, h *host, _ []string) error { h.verdict = cluster.Minority; return nil },
+	"verdict":      func(_ *world, h *host, args []string) error { h.verdict = cluster.Verdict(args[0]); return nil },
 	"drop-session": func(w *world, _ *host, _ []string) error { w.reg.drop(w.reg.view.Leader.Session); return nil },
 	"foreign":      func(w *world, _ *host, _ []string) error { w.reg.foreign = true; return nil },
 	"wipe": func(w *world, _ *host, _ []string) error {

@@ -1,0 +1,249 @@
+package handlerrunner
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+// Rally answers a node of the same part of the cluster that wants to know who
+// is to serve it. A node that is cut off, too, ends the reception of WAL, so
+// that its position is final; it promises nothing, because what a part writes is
+// no answer to the cluster's elections. Any other node says where it stands.
+func (h *Handler) Rally(ctx context.Context) (cluster.Answer, error) {
+	h.moving.Lock()
+	defer h.moving.Unlock()
+	a := cluster.Answer{Node: h.Node, Verdict: h.Verdict().Verdict, At: time.Now()}
+	if valid, _ := h.tenure.valid(time.Now()); valid || h.stands() {
+		a.Verdict = cluster.Majority // the lease is held with those who vouch
+		return a, nil
+	}
+	if a.Verdict != cluster.Minority {
+		return a, nil
+	}
+	if h.serves() {
+		return h.describe(ctx, a)
+	}
+	h.setUpstream(0)
+	pos, err := h.Replication.Detach(ctx)
+	if err != nil {
+		return a, fmt.Errorf("rally: %w", err)
+	}
+	a.Position = pos
+	return h.describe(ctx, a)
+}
+
+// serves says that this node is open to clients of its part.
+func (h *Handler) serves() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.durable.State == cluster.ActiveMinority && h.attempt == cluster.Yes
+}
+
+// describe completes an answer by what the node is and has.
+func (h *Handler) describe(ctx context.Context, a cluster.Answer) (cluster.Answer, error) {
+	view, d, db := h.snapshot()
+	a.Serving, a.Side, a.SystemID, a.Files = h.serves(), d.Side, db.SystemID, h.Files().Complete
+	if a.Serving {
+		a.Position = db.Position
+	}
+	var err error
+	if a.History, err = h.Replication.History(ctx, a.Position.Timeline); err != nil {
+		return a, err
+	}
+	complete, err := h.Directory.Complete()
+	if err == nil {
+		a.Complete = cluster.TriOf(complete)
+	}
+	a.LastCommit = h.lastCommit(ctx)
+	if mode := view.Options(h.Node).Get("minority_mode"); mode != string(cluster.MinorityActive) {
+		a.Problem = "its minority_mode is " + mode
+	} else {
+		a.Problem = h.idle(ctx)
+	}
+	return a, nil
+}
+
+// lastCommit is when data on this node was last changed; zero: not known.
+func (h *Handler) lastCommit(ctx context.Context) time.Time {
+	t, err := h.Divergence.LastCommit(ctx)
+	if err != nil {
+		h.Log.Warn("time of the last commit not known", "error", err)
+	}
+	return t
+}
+
+// rally chooses, with every node that this one reaches, who serves their part
+// of the cluster. Who is not chosen follows, once the other serves.
+func (h *Handler) rally(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	view, _, _ := h.snapshot()
+	answers, silent := h.muster(ctx, view)
+	out := cluster.ElectSide(view, answers)
+	serving := h.serves()
+	if silent != nil && !serving {
+		return silent
+	}
+	h.mu.Lock()
+	switch {
+	case out.Winner != "":
+		h.chosen = cluster.TriOf(out.Winner == h.Node)
+	case out.Majority != "":
+		h.chosen = cluster.No
+	}
+	h.mu.Unlock()
+	if out.Winner == "" {
+		return fmt.Errorf("nobody serves this part: %s (%v)", out.Reason, out.Passed)
+	}
+	if out.Winner == h.Node {
+		return nil
+	}
+	return h.followPart(ctx, view, answers, out.Winner)
+}
+
+// muster asks every node that the watcher reaches. The error is that of a node
+// that did not answer.
+func (h *Handler) muster(ctx context.Context, view cluster.View) (answers []cluster.Answer, silent error) {
+	reached := h.Verdict().Reached
+	type reply struct {
+		cluster.Answer
+		err error
+	}
+	replies := make(chan reply, len(reached))
+	for _, name := range reached {
+		go func() {
+			var r reply
+			if name == h.Node {
+				r.Answer, r.err = h.Rally(ctx)
+			} else {
+				r.Answer, r.err = h.Parts.Rally(ctx, view.Nodes[name])
+			}
+			replies <- r
+		}()
+	}
+	for range reached {
+		if r := <-replies; r.err != nil {
+			silent = fmt.Errorf("rally: %w", r.err)
+		} else {
+			answers = append(answers, r.Answer)
+		}
+	}
+	return answers, silent
+}
+
+// followPart makes this node a standby of the one that serves its part, if its
+// WAL leads there. Nothing is rewound while the cluster is cut in two.
+func (h *Handler) followPart(ctx context.Context, view cluster.View, answers []cluster.Answer, leader string) error {
+	find := func(name string) cluster.Answer {
+		return answers[slices.IndexFunc(answers, func(a cluster.Answer) bool { return a.Node == name })]
+	}
+	there, own := find(leader), find(h.Node)
+	h.mu.Lock()
+	streams := h.db.Streaming
+	h.mu.Unlock()
+	if !there.Serving || streams || !there.History.Leads(there.Position.Timeline, own.Position, own.History) {
+		return nil
+	}
+	h.moving.Lock()
+	defer h.moving.Unlock()
+	if err := h.keepSide(there.Side); err != nil {
+		return err
+	}
+	if err := h.Replication.Follow(ctx, view.Nodes[leader]); err != nil {
+		return err
+	}
+	h.Log.Info("following in the minority", "upstream", leader)
+	return h.Postgres.Gate(ctx, true)
+}
+
+// keepSide writes down whose WAL this node takes. The caller holds moving.
+func (h *Handler) keepSide(s *cluster.Side) error {
+	h.mu.Lock()
+	same := h.durable.Side == s
+	h.durable.Side, h.durable.Lost = s, false
+	h.mu.Unlock()
+	if same {
+		return nil
+	}
+	return h.keep()
+}
+
+// reunite forgets the part whose WAL this node has taken, once it streams from
+// the cluster's own active node: the one led to the other.
+func (h *Handler) reunite(o cluster.Observation, db Database) {
+	l := o.View.Leader
+	if db.Streaming && o.Fresh == cluster.Yes && l.Held && l.Ready && h.upstreamIs(l.Epoch) && db.Upstream == o.View.Nodes[l.Node].Address {
+		h.moving.Lock()
+		defer h.moving.Unlock()
+		_ = h.keepSide(nil) // keep has logged an error, and the next round tries again
+	}
+}
+
+func (h *Handler) rallied(err error) {
+	h.rest(time.Second)
+	if err != nil {
+		h.Log.Warn("rally", "error", err)
+	}
+	h.wake()
+}
+
+// serve promotes this node for its part of the cluster. Commits wait for nobody:
+// who could confirm them is cut off.
+func (h *Handler) serve(ctx context.Context) error {
+	view, d, _ := h.snapshot()
+	db, err := h.Postgres.Observe(ctx)
+	if err != nil {
+		return err
+	}
+	if err := h.Postgres.SetQuorum(ctx, cluster.Quorum{}); err != nil {
+		return fmt.Errorf("serve the minority: %w", err)
+	}
+	if db.Primary == cluster.No { // else this daemon was restarted while it served
+		side := cluster.Side{Leader: h.Node, Epoch: view.NextMaster.Epoch, Fork: db.Position, Since: time.Now()}
+		if d.Side != nil {
+			side.Fork = d.Side.Fork // nothing of the cluster's came since
+		}
+		if err := h.promotePart(ctx, view, side); err != nil {
+			return fmt.Errorf("serve the minority: %w", err)
+		}
+	}
+	if err := h.Postgres.Gate(ctx, true); err != nil {
+		return fmt.Errorf("serve the minority: %w", err)
+	}
+	h.promoted(nil)
+	h.Journal.Write("minority", view.NextMaster.Epoch,
+		fmt.Sprintf("%s serves the minority: what is written there is at risk until the cluster is whole", h.Node), h.Verdict())
+	if err := h.Checkpoint(ctx); err != nil { // see trap 19 in promote
+		h.Log.Warn("no checkpoint after the promotion", "error", err)
+	}
+	return nil
+}
+
+func (h *Handler) promotePart(ctx context.Context, view cluster.View, side cluster.Side) error {
+	if err := h.Replication.Slots(ctx, h.others(view)); err != nil {
+		return err
+	}
+	h.moving.Lock()
+	err := h.keepSide(&side)
+	h.moving.Unlock()
+	if err != nil {
+		return err
+	}
+	if err := h.Divergence.SkipTimelines(ctx, view.Gap(h.Node)); err != nil {
+		return err
+	}
+	start, err := h.Postgres.Promote(ctx)
+	if err != nil {
+		return err
+	}
+	h.moving.Lock()
+	defer h.moving.Unlock()
+	h.mu.Lock()
+	h.durable.Wrote = start.Timeline
+	h.mu.Unlock()
+	return h.keep()
+}
