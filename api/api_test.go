@@ -108,6 +108,13 @@ func TestMembersAreServed(t *testing.T) {
 	if len(s.node.vouched) != 1 || s.node.vouched[0] != "n2" {
 		t.Errorf("vouched for %v", s.node.vouched)
 	}
+	if a, err := c.Rally(t.Context(), s.self); err != nil || !a.Serving || a.Verdict != cluster.Minority {
+		t.Errorf("rally: %+v, %v", a, err)
+	}
+	check(t, c.Claim(t.Context(), s.self, cluster.Answer{Node: "n9", Side: &cluster.Side{Leader: "n9"}}))
+	if len(s.node.claims) != 1 || s.node.claims[0].Node != "n2" || s.node.claims[0].Side == nil {
+		t.Errorf("claimed by %+v", s.node.claims)
+	}
 	check(t, c.SetActive(t.Context(), s.self, "n2"))
 	if len(s.node.targets) != 1 || s.node.targets[0] != "n2" || len(s.node.asked) != 1 || s.node.asked[0] != 8 {
 		t.Errorf("asked for %v, handed over to %v", s.node.asked, s.node.targets)
@@ -121,6 +128,8 @@ func TestWhoIsRefused(t *testing.T) {
 		"report":     func(c *api.Client) error { _, err := c.Report(t.Context(), s.self); return err },
 		"detach":     func(c *api.Client) error { _, err := c.Detach(t.Context(), s.self, 8, 1); return err },
 		"vouch":      func(c *api.Client) error { return c.Vouch(t.Context(), s.self, "n2", 8) },
+		"rally":      func(c *api.Client) error { _, err := c.Rally(t.Context(), s.self); return err },
+		"claim":      func(c *api.Client) error { return c.Claim(t.Context(), s.self, cluster.Answer{Node: "n2"}) },
 		"set-active": func(c *api.Client) error { return c.SetActive(t.Context(), s.self, "n2") },
 	}
 	unnamed := s.as(t, "n2")
@@ -147,7 +156,7 @@ func TestWhoIsRefused(t *testing.T) {
 			}
 		})
 	}
-	if len(s.node.asked)+len(s.node.targets) != 0 {
+	if len(s.node.asked)+len(s.node.targets)+len(s.node.claims) != 0 {
 		t.Errorf("something was done: %v, %v", s.node.asked, s.node.targets)
 	}
 }
@@ -223,7 +232,7 @@ func TestBadRequests(t *testing.T) {
 			}
 		})
 	}
-	if len(s.node.asked)+len(s.node.targets) != 0 {
+	if len(s.node.asked)+len(s.node.targets)+len(s.node.claims) != 0 {
 		t.Errorf("something was done: %v, %v", s.node.asked, s.node.targets)
 	}
 }

@@ -18,11 +18,12 @@ import (
 
 // fakeNode is a node that reports and answers as the test says.
 type fakeNode struct {
-	active  bool
+	mode    cluster.Mode
 	report  cluster.Report
 	asked   []cluster.Epoch
 	targets []string
 	vouched []string // for whom
+	claims  []cluster.Answer
 	err     error
 }
 
@@ -31,7 +32,7 @@ var (
 	_ api.Voter = (*fakeNode)(nil)
 )
 
-func (n *fakeNode) Active() bool                          { return n.active }
+func (n *fakeNode) Mode() cluster.Mode                    { return n.mode }
 func (n *fakeNode) Report(context.Context) cluster.Report { return n.report }
 
 func (n *fakeNode) Detach(_ context.Context, epoch cluster.Epoch, _ uint64) (cluster.Answer, error) {
@@ -41,6 +42,15 @@ func (n *fakeNode) Detach(_ context.Context, epoch cluster.Epoch, _ uint64) (clu
 
 func (n *fakeNode) Vouch(_ context.Context, active string, epoch cluster.Epoch) error {
 	n.vouched = append(n.vouched, active)
+	return n.err
+}
+
+func (n *fakeNode) Rally(context.Context) (cluster.Answer, error) {
+	return cluster.Answer{Node: n.report.Node, Verdict: cluster.Minority, Serving: true}, n.err
+}
+
+func (n *fakeNode) Claim(_ context.Context, a cluster.Answer) error {
+	n.claims = append(n.claims, a)
 	return n.err
 }
 
@@ -57,9 +67,16 @@ func check(t *testing.T, err error) {
 }
 
 func active() *fakeNode {
-	return &fakeNode{active: true, report: cluster.Report{
-		Node: "n1", Cluster: "c1", State: cluster.Active, Open: true, Epoch: 7,
+	return &fakeNode{mode: cluster.MajorityMode, report: cluster.Report{
+		Node: "n1", Cluster: "c1", State: cluster.Active, Open: true, Mode: cluster.MajorityMode, Epoch: 7,
 		Services: []cluster.Unit{{Name: "web", Leader: true, Running: cluster.Yes}},
+	}}
+}
+
+// atRisk serves a part that is cut off.
+func atRisk() *fakeNode {
+	return &fakeNode{mode: cluster.AtRiskMode, report: cluster.Report{
+		Node: "n1", Cluster: "c1", State: cluster.ActiveMinority, Mode: cluster.AtRiskMode, Epoch: 7, Side: &cluster.Side{Leader: "n1"},
 	}}
 }
 
@@ -71,7 +88,7 @@ func TestStatusCodes(t *testing.T) {
 	alone := standby()
 	alone.report.Streaming = false
 	expired := active() // its lease ended after it made the report
-	expired.active = false
+	expired.mode = cluster.Closed
 	promoting := &fakeNode{report: cluster.Report{Node: "n1", State: cluster.Promoting}}
 	removed := &fakeNode{report: cluster.Report{Node: "n3", State: cluster.Leaving}}
 	for name, c := range map[string]struct {
@@ -79,6 +96,7 @@ func TestStatusCodes(t *testing.T) {
 		status, leader, replica, health, ready, live int
 	}{
 		"active":                       {active(), 200, 200, 503, 200, 200, 200},
+		"active in the minority":       {atRisk(), 200, 200, 503, 200, 200, 200},
 		"standby":                      {standby(), 400, 503, 200, 200, 200, 200},
 		"standby that does not stream": {alone, 400, 503, 503, 503, 503, 200},
 		"lease just ended":             {expired, 400, 503, 503, 503, 503, 200},
@@ -118,6 +136,7 @@ func TestStatusBody(t *testing.T) {
 		want api.Status
 	}{
 		{active(), api.Status{Status: "active", Node: "n1", Cluster: "c1", Role: cluster.Active, Mode: "majority", Epoch: 7}},
+		{atRisk(), api.Status{Status: "active", Node: "n1", Cluster: "c1", Role: cluster.ActiveMinority, Mode: "minority", AtRisk: true, Epoch: 7}},
 		{standby(), api.Status{Status: "standby", Node: "n2", Cluster: "c1", Role: cluster.Standby, Mode: "majority", Epoch: 7}},
 		{&fakeNode{report: cluster.Report{Node: "n3", State: cluster.Leaving}}, api.Status{Status: "standby", Node: "n3", Role: cluster.Leaving, Mode: "majority", Removed: true}},
 	} {
@@ -216,6 +235,23 @@ func TestStatusAliasesMayRepeat(t *testing.T) {
 		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
 		if w.Code != want {
 			t.Errorf("%s: %d, want %d", path, w.Code, want)
+		}
+	}
+}
+
+// A load balancer can ask for the node that the majority stands behind.
+func TestStatusOfAMode(t *testing.T) {
+	for _, c := range []struct {
+		node     *fakeNode
+		majority int
+		minority int
+	}{{active(), 200, 400}, {atRisk(), 400, 200}, {standby(), 400, 400}} {
+		for mode, want := range map[string]int{"majority": c.majority, "minority": c.minority} {
+			w := httptest.NewRecorder()
+			api.StatusHandler(c.node, api.StatusOptions{}).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/status?mode="+mode, nil))
+			if w.Code != want {
+				t.Errorf("%s with mode=%s: %d, want %d", c.node.report.State, mode, w.Code, want)
+			}
 		}
 	}
 }

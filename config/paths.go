@@ -42,6 +42,9 @@ func (l Layout) InitSocket() string { return filepath.Join(l.Run, "init.sock") }
 // Handler is the durable state of handler-runner: its state, promise and epoch.
 func (l Layout) Handler() string { return filepath.Join(l.State, "handler.json") }
 
+// Known is the cluster as handler-runner last saw it in Consul.
+func (l Layout) Known() string { return filepath.Join(l.State, "cluster.json") }
+
 // Membership is how far start or join has come on this host.
 func (l Layout) Membership() string { return filepath.Join(l.State, "membership.json") }
 

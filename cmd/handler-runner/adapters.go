@@ -45,9 +45,9 @@ func open(h *node.Host) (*adapters, error) {
 func (a *adapters) options() handlerrunner.Options {
 	c := a.host.Config
 	return handlerrunner.Options{
-		Node: a.host.Record.Node.Name, Version: node.Version, State: a.host.Layout.Handler(),
+		Node: a.host.Record.Node.Name, Version: node.Version, State: a.host.Layout.Handler(), Known: a.host.Layout.Known(),
 		Store: store{a}, Locks: locks{a}, Postgres: postgres{a.pg}, Replication: replication{a},
-		Directory: directory{a}, Units: units{a.host.Units()}, Peers: a.peers, Journal: a.journal,
+		Directory: directory{a}, Units: units{a.host.Units()}, Peers: a.peers, Parts: parts{a.peers}, Journal: a.journal,
 		Verdict: a.host.Verdict,
 		Files: func() cluster.FilesReport {
 			f, err := a.host.Files()
@@ -62,6 +62,24 @@ func (a *adapters) options() handlerrunner.Options {
 		Log: a.host.Log,
 	}
 }
+
+// parts are the peers, asked about a part of the cluster.
+type parts struct{ *api.Client }
+
+func (p parts) Claim(ctx context.Context, n cluster.Node, a cluster.Answer) error {
+	err := p.Client.Claim(ctx, n, a)
+	var refused *api.Error
+	if errors.As(err, &refused) && refused.Code == api.CodeKept {
+		return kept(refused.Message)
+	}
+	return err
+}
+
+// kept is handlerrunner.ErrKept in the words of the node that said it.
+type kept string
+
+func (k kept) Error() string        { return string(k) }
+func (k kept) Is(target error) bool { return target == handlerrunner.ErrKept }
 
 // store is the registry, as long as it holds this host's cluster.
 type store struct{ *adapters }

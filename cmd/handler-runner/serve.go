@@ -13,6 +13,7 @@ import (
 
 	"github.com/understudy-ha/understudy/api"
 	"github.com/understudy-ha/understudy/certs"
+	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/config"
 	"github.com/understudy-ha/understudy/handlerrunner"
 	"github.com/understudy-ha/understudy/membership"
@@ -28,7 +29,7 @@ func (a *adapters) serve(ctx context.Context, h *handlerrunner.Handler) error {
 	status := api.StatusHandler(h, api.StatusOptions{Paths: a.host.Config.Status.Paths, BasicAuth: auth})
 	mux := http.NewServeMux()
 	mux.Handle("/api/", api.Handler(api.Backend{
-		Node: h, Voter: h, View: h.View, Caller: certs.PeerName,
+		Node: h, Voter: voter{h}, View: h.View, Caller: certs.PeerName,
 		Admit: membership.Admitter{Certs: a.host.Certs, Registry: a.reg, Version: node.Version, Log: a.host.Log},
 	}))
 	mux.Handle("/", status)
@@ -58,4 +59,15 @@ func listen(ctx context.Context, address string, h http.Handler, conf *tls.Confi
 		return fmt.Errorf("serve %s: %w", address, err)
 	}
 	return nil
+}
+
+// voter gives the refusal of a claim its code.
+type voter struct{ *handlerrunner.Handler }
+
+func (v voter) Claim(ctx context.Context, a cluster.Answer) error {
+	err := v.Handler.Claim(ctx, a)
+	if errors.Is(err, handlerrunner.ErrKept) {
+		return api.Errorf(http.StatusConflict, api.CodeKept, "%v", err)
+	}
+	return err
 }
