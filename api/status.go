@@ -44,8 +44,8 @@ func StatusHandler(n Node, o StatusOptions) http.Handler {
 	}
 	health("/leader", func(r cluster.Report) bool { return r.Open })
 	health("/replica", func(r cluster.Report) bool { return r.State == cluster.Standby && r.Streaming })
-	health("/health", func(r cluster.Report) bool { return r.Open || r.State == cluster.Standby && r.Streaming })
-	health("/ready", func(r cluster.Report) bool { return r.Open || r.State == cluster.Standby && r.Streaming })
+	health("/health", serves)
+	health("/ready", serves)
 	health("/live", func(cluster.Report) bool { return true })
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if slices.Contains(o.Paths, r.URL.Path) {
@@ -58,6 +58,11 @@ func StatusHandler(n Node, o StatusOptions) http.Handler {
 		return mux
 	}
 	return basicAuth(mux, o.BasicAuth)
+}
+
+// serves says that a node does what members of its kind are for.
+func serves(r cluster.Report) bool {
+	return r.Open || r.State == cluster.Standby && r.Streaming || r.State == cluster.Executing
 }
 
 func serveStatus(w http.ResponseWriter, r *http.Request, n Node) {
@@ -81,8 +86,11 @@ func reportOf(r *http.Request, n Node) cluster.Report {
 
 func statusOf(r cluster.Report) Status {
 	s := Status{Status: "standby", Node: r.Node, Cluster: r.Cluster, Role: r.State, Mode: "majority", Epoch: r.Epoch, Services: r.Services}
-	if r.Open {
+	switch {
+	case r.Open:
 		s.Status = "active"
+	case r.State == cluster.Executing:
+		s.Status = "runner"
 	}
 	s.Removed = r.State == cluster.Leaving
 	return s
