@@ -7,14 +7,17 @@ import (
 	"testing"
 	"time"
 
+	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/dev/probe"
 	"github.com/understudy-ha/understudy/dev/rig"
 )
 
-// targets are the databases, for a writer.
+// targets are the databases of the managers, for a writer.
 func (g *group) targets() (all []probe.Target) {
 	for _, n := range g.nodes {
-		all = append(all, probe.Target{Node: n.Name, DSN: n.Postgres.DSN + "?sslmode=disable"})
+		if n.Kind == cluster.Manager {
+			all = append(all, probe.Target{Node: n.Name, DSN: n.Postgres.DSN + "?sslmode=disable"})
+		}
 	}
 	return all
 }
