@@ -24,7 +24,7 @@ func (g *group) targets() (all []probe.Target) {
 
 // underWrites lets something happen while a client writes, waits until the
 // cluster is healthy again, and checks that every row that was acknowledged is
-// on every node. The cluster has three nodes.
+// on every manager, of which there are three. All nodes are members.
 func (g *group) underWrites(t *testing.T, happens func()) (s rig.Status) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 3*soon)
@@ -48,7 +48,7 @@ func (g *group) underWrites(t *testing.T, happens func()) (s rig.Status) {
 	}
 	acks(0)
 	happens()
-	s = g.healthy(t, g.nodes[0].Name, 3)
+	s = g.healthy(t, g.nodes[0].Name, len(g.nodes))
 	acks(len(w.Journal().Acks))
 	stop()
 	if err := <-ended; err != nil {

@@ -26,11 +26,7 @@ func preflight(ctx context.Context, h *node.Host) error {
 	ports := portsOf(h.Record.Node)
 	var problems []error
 	if h.Record.Node.Kind == cluster.Manager {
-		found, err := preflightDatabase(ctx, h, ports)
-		if err != nil {
-			return err
-		}
-		problems = found
+		problems = preflightDatabase(ctx, h, ports)
 	}
 	problems = append(problems, freePorts(h, ports)...)
 	for _, f := range h.Config.Files {
@@ -43,10 +39,10 @@ func preflight(ctx context.Context, h *node.Host) error {
 
 // preflightDatabase is the part of preflight for a host with a PostgreSQL. The port
 // of one that runs is its own, and is taken from those that must be free.
-func preflightDatabase(ctx context.Context, h *node.Host, ports map[string]int) (problems []error, err error) {
+func preflightDatabase(ctx context.Context, h *node.Host, ports map[string]int) (problems []error) {
 	pg, err := h.Postgres()
 	if err != nil {
-		return nil, err
+		return []error{err}
 	}
 	for _, p := range pg.Preflight(ctx) {
 		problems = append(problems, fmt.Errorf("%s; %s", p.What, p.Remedy))
@@ -55,10 +51,13 @@ func preflightDatabase(ctx context.Context, h *node.Host, ports map[string]int) 
 		h.Record.Node.PostgresVer = major
 	}
 	running, err := h.Units().State(ctx, h.Config.Postgres.Unit)
-	if err == nil && running.Active == cluster.Yes {
+	if err != nil {
+		problems = append(problems, fmt.Errorf("the unit of PostgreSQL: %w; see postgres.unit of understudy.yaml", err))
+	}
+	if running.Active == cluster.Yes {
 		delete(ports, postgresPort)
 	}
-	return problems, err
+	return problems
 }
 
 const postgresPort = "PostgreSQL"
