@@ -97,33 +97,6 @@ func runnerRefuses(t *testing.T, g *group) {
 	}
 }
 
-// at is a file in the folder of a node.
-func (g *group) at(t *testing.T, node, name string) string {
-	t.Helper()
-	return filepath.Join(g.node(t, node).Folders[0], name)
-}
-
-func (g *group) write(t *testing.T, node, name, text string) {
-	t.Helper()
-	if err := os.WriteFile(g.at(t, node, name), []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// arrives waits until a file with that text is on all of the nodes.
-func (g *group) arrives(t *testing.T, name, text string, nodes ...string) {
-	t.Helper()
-	for _, n := range nodes {
-		eventually(t, name+" arrives on "+n, func() error {
-			got, err := os.ReadFile(g.at(t, n, name))
-			if err == nil && string(got) != text {
-				err = fmt.Errorf("it is %q", got)
-			}
-			return err
-		})
-	}
-}
-
 // runnerFollows kills the active under writes. The runners take the files of
 // the one after it, and their units go on all the while.
 func runnerFollows(t *testing.T, g *group) {
