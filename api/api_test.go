@@ -34,7 +34,7 @@ func joined(t *testing.T, ca certs.Dir, name, ip string) certs.Dir {
 	d := certs.Dir(filepath.Join(t.TempDir(), "ssl"))
 	csr, err := d.Request(name, ip)
 	check(t, err)
-	cert, err := ca.Sign(csr, name, ip)
+	cert, err := ca.Sign(csr, name, ip, cluster.Manager)
 	check(t, err)
 	text, err := ca.CA()
 	check(t, err)
@@ -48,7 +48,7 @@ func (a admitter) Admit(_ context.Context, r api.JoinRequest) (api.JoinReply, er
 	return api.JoinReply{Active: "n1", GossipKey: r.TokenID}, a.err
 }
 
-// service is the API of n1 over mutual TLS; n3 was removed.
+// service is the API of n1 over mutual TLS; n3 was removed, n4 is a runner.
 type service struct {
 	node   *fakeNode
 	ca     certs.Dir
@@ -64,7 +64,7 @@ func serve(t *testing.T, node *fakeNode, admit api.Admitter) *service {
 	s.server = httptest.NewUnstartedServer(api.Handler(api.Backend{
 		Node: node, Voter: node, Admit: admit, Caller: certs.PeerName,
 		View: func() cluster.View {
-			return cluster.View{Removed: map[string]cluster.Tombstone{"n3": {Node: "n3"}}}
+			return cluster.View{Nodes: map[string]cluster.Node{"n4": {Name: "n4", Kind: cluster.Runner}}, Removed: map[string]cluster.Tombstone{"n3": {Node: "n3"}}}
 		},
 	}))
 	s.server.Config.ErrorLog = log.New(io.Discard, "", 0)
@@ -156,9 +156,15 @@ func TestWhoIsRefused(t *testing.T) {
 			}
 		})
 	}
-	if len(s.node.asked)+len(s.node.targets)+len(s.node.claims) != 0 {
-		t.Errorf("something was done: %v, %v", s.node.asked, s.node.targets)
+	runner := api.NewClient(s.as(t, "n4"))
+	for _, vote := range []string{"detach", "vouch", "rally", "claim"} {
+		mustBe(t, calls[vote](runner), 403, api.CodeForbidden)
 	}
+	if len(s.node.asked)+len(s.node.targets)+len(s.node.vouched)+len(s.node.claims) != 0 {
+		t.Errorf("something was done: %v, %v, %v, %v", s.node.asked, s.node.targets, s.node.vouched, s.node.claims)
+	}
+	check(t, calls["report"](runner))
+	check(t, calls["set-active"](runner)) // an operator's wish
 }
 
 func TestJoinNeedsNoCertificate(t *testing.T) {

@@ -53,21 +53,21 @@ func Handler(b Backend) http.Handler {
 	mux.Handle("GET /api/v1/node", b.members(func(w http.ResponseWriter, r *http.Request) {
 		reply(w, http.StatusOK, b.Node.Report(r.Context()))
 	}))
-	mux.Handle("POST /api/v1/detach", b.members(func(w http.ResponseWriter, r *http.Request) {
+	mux.Handle("POST /api/v1/detach", b.managers(func(w http.ResponseWriter, r *http.Request) {
 		answer(w, r, func(ctx context.Context, in DetachRequest) (any, error) {
 			return b.Voter.Detach(ctx, in.Epoch, in.Seen)
 		})
 	}))
-	mux.Handle("POST /api/v1/vouch", b.members(func(w http.ResponseWriter, r *http.Request) {
+	mux.Handle("POST /api/v1/vouch", b.managers(func(w http.ResponseWriter, r *http.Request) {
 		active, _ := b.Caller(r.TLS)
 		answer(w, r, func(ctx context.Context, in VouchRequest) (any, error) {
 			return struct{}{}, b.Voter.Vouch(ctx, active, in.Epoch)
 		})
 	}))
-	mux.Handle("POST /api/v1/rally", b.members(func(w http.ResponseWriter, r *http.Request) {
+	mux.Handle("POST /api/v1/rally", b.managers(func(w http.ResponseWriter, r *http.Request) {
 		answer(w, r, func(ctx context.Context, _ struct{}) (any, error) { return b.Voter.Rally(ctx) })
 	}))
-	mux.Handle("POST /api/v1/claim", b.members(func(w http.ResponseWriter, r *http.Request) {
+	mux.Handle("POST /api/v1/claim", b.managers(func(w http.ResponseWriter, r *http.Request) {
 		answer(w, r, func(ctx context.Context, in cluster.Answer) (any, error) {
 			in.Node, _ = b.Caller(r.TLS)
 			return struct{}{}, b.Voter.Claim(ctx, in)
@@ -115,6 +115,17 @@ func (b Backend) members(next http.HandlerFunc) http.Handler {
 		}
 		if _, removed := b.View().Removed[name]; removed {
 			fail(w, Errorf(http.StatusForbidden, CodeRemoved, "%s was removed from the cluster", name))
+			return
+		}
+		next(w, r)
+	})
+}
+
+// managers is members without runners, which have no part in elections.
+func (b Backend) managers(next http.HandlerFunc) http.Handler {
+	return b.members(func(w http.ResponseWriter, r *http.Request) {
+		if name, _ := b.Caller(r.TLS); b.View().Nodes[name].Kind == cluster.Runner {
+			fail(w, Errorf(http.StatusForbidden, CodeForbidden, "%s is a runner and holds no elections", name))
 			return
 		}
 		next(w, r)

@@ -44,12 +44,8 @@ func StatusHandler(n Node, o StatusOptions) http.Handler {
 	}
 	health("/leader", func(r cluster.Report) bool { return r.Mode != cluster.Closed })
 	health("/replica", func(r cluster.Report) bool { return r.State == cluster.Standby && r.Streaming })
-	health("/health", func(r cluster.Report) bool {
-		return r.Mode != cluster.Closed || r.State == cluster.Standby && r.Streaming
-	})
-	health("/ready", func(r cluster.Report) bool {
-		return r.Mode != cluster.Closed || r.State == cluster.Standby && r.Streaming
-	})
+	health("/health", serves)
+	health("/ready", serves)
 	health("/live", func(cluster.Report) bool { return true })
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if slices.Contains(o.Paths, r.URL.Path) {
@@ -62,6 +58,11 @@ func StatusHandler(n Node, o StatusOptions) http.Handler {
 		return mux
 	}
 	return basicAuth(mux, o.BasicAuth)
+}
+
+// serves says that a node does what members of its kind are for.
+func serves(r cluster.Report) bool {
+	return r.Mode != cluster.Closed || r.State == cluster.Standby && r.Streaming || r.State == cluster.Executing
 }
 
 func serveStatus(w http.ResponseWriter, r *http.Request, n Node) {
@@ -87,9 +88,13 @@ func reportOf(r *http.Request, n Node) cluster.Report {
 
 func statusOf(r cluster.Report) Status {
 	s := Status{Status: "standby", Node: r.Node, Cluster: r.Cluster, Role: r.State, Mode: r.Mode, Epoch: r.Epoch, Services: r.Services}
-	if r.Mode != cluster.Closed {
+	switch {
+	case r.Mode != cluster.Closed:
 		s.Status = "active"
-	} else {
+	case r.State == cluster.Executing:
+		s.Status = "runner"
+	}
+	if s.Mode == cluster.Closed {
 		s.Mode = cluster.MajorityMode
 	}
 	s.AtRisk = r.Side != nil

@@ -90,6 +90,7 @@ func TestStatusCodes(t *testing.T) {
 	expired := active() // its lease ended after it made the report
 	expired.mode = cluster.Closed
 	promoting := &fakeNode{report: cluster.Report{Node: "n1", State: cluster.Promoting}}
+	runner := &fakeNode{report: cluster.Report{Node: "n4", State: cluster.Executing}}
 	removed := &fakeNode{report: cluster.Report{Node: "n3", State: cluster.Leaving}}
 	for name, c := range map[string]struct {
 		node                                         *fakeNode
@@ -101,6 +102,7 @@ func TestStatusCodes(t *testing.T) {
 		"standby that does not stream": {alone, 400, 503, 503, 503, 503, 200},
 		"lease just ended":             {expired, 400, 503, 503, 503, 503, 200},
 		"promoting":                    {promoting, 400, 503, 503, 503, 503, 200},
+		"runner":                       {runner, 400, 503, 503, 200, 200, 200},
 		"removed":                      {removed, 400, 503, 503, 503, 503, 200},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -138,6 +140,7 @@ func TestStatusBody(t *testing.T) {
 		{active(), api.Status{Status: "active", Node: "n1", Cluster: "c1", Role: cluster.Active, Mode: "majority", Epoch: 7}},
 		{atRisk(), api.Status{Status: "active", Node: "n1", Cluster: "c1", Role: cluster.ActiveMinority, Mode: "minority", AtRisk: true, Epoch: 7}},
 		{standby(), api.Status{Status: "standby", Node: "n2", Cluster: "c1", Role: cluster.Standby, Mode: "majority", Epoch: 7}},
+		{&fakeNode{report: cluster.Report{Node: "n4", State: cluster.Executing}}, api.Status{Status: "runner", Node: "n4", Role: cluster.Executing, Mode: "majority"}},
 		{&fakeNode{report: cluster.Report{Node: "n3", State: cluster.Leaving}}, api.Status{Status: "standby", Node: "n3", Role: cluster.Leaving, Mode: "majority", Removed: true}},
 	} {
 		w := httptest.NewRecorder()

@@ -38,7 +38,7 @@ func Errorf(status int, code, format string, args ...any) *Error {
 
 // Status is the body of /status.
 type Status struct {
-	Status   string         `json:"status"` // active or standby
+	Status   string         `json:"status"` // active, standby or runner
 	Node     string         `json:"node"`
 	Cluster  string         `json:"cluster"`
 	Role     cluster.State  `json:"role"`

@@ -202,13 +202,15 @@ func parseCSR(csrPEM []byte) (*x509.CertificateRequest, error) {
 }
 
 // Sign makes the certificate of the node name at ip, as PEM, of a CSR that asks
-// for exactly that. What a certificate says is decided here, not in the CSR. The
-// errors wrap ErrBadRequest, or ErrNoCA on a node without the CA key.
-func (d Dir) Sign(csrPEM []byte, name, ip string) ([]byte, error) {
-	return d.sign(csrPEM, name, ip, time.Now())
+// for exactly that. What a certificate says is decided here, not in the CSR: that
+// of a runner lets it be neither a server of Consul nor a standby, which knows
+// managers by a subject that is their name alone. The errors wrap ErrBadRequest,
+// or ErrNoCA on a node without the CA key.
+func (d Dir) Sign(csrPEM []byte, name, ip string, kind cluster.Kind) ([]byte, error) {
+	return d.sign(csrPEM, name, ip, kind, time.Now())
 }
 
-func (d Dir) sign(csrPEM []byte, name, ip string, now time.Time) ([]byte, error) {
+func (d Dir) sign(csrPEM []byte, name, ip string, kind cluster.Kind, now time.Time) ([]byte, error) {
 	ca, caKey, err := d.authority(now)
 	if err != nil {
 		return nil, fmt.Errorf("sign certificate of %s: %w", name, err)
@@ -236,15 +238,21 @@ func (d Dir) sign(csrPEM []byte, name, ip string, now time.Time) ([]byte, error)
 	if loopback := net.IPv4(127, 0, 0, 1); !addr.Equal(loopback) {
 		ips = append(ips, loopback)
 	}
+	subject, hosts := pkix.Name{CommonName: name}, []string{name, "localhost"}
+	if kind == cluster.Manager {
+		hosts = append(hosts, consulServer)
+	} else {
+		subject.OrganizationalUnit = []string{string(kind)}
+	}
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 		SerialNumber:          serial,
-		Subject:               pkix.Name{CommonName: name},
+		Subject:               subject,
 		NotBefore:             now.Add(-backdate),
 		NotAfter:              end,
 		BasicConstraintsValid: true,
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		DNSNames:              []string{name, "localhost", consulServer},
+		DNSNames:              hosts,
 		IPAddresses:           ips,
 	}, ca, csr.PublicKey, caKey)
 	if err != nil {

@@ -50,7 +50,7 @@ func renew(t *testing.T, ca, d Dir, name, ip string, then time.Time) {
 	t.Helper()
 	csr, err := d.Request(name, ip)
 	check(t, err)
-	cert, err := ca.sign(csr, name, ip, then)
+	cert, err := ca.sign(csr, name, ip, cluster.Manager, then)
 	check(t, err)
 	caPEM, err := ca.CA()
 	check(t, err)
@@ -148,6 +148,30 @@ func TestNodeCertificate(t *testing.T) {
 	want(t, d.InstallCAKey(other), ErrMismatch)
 }
 
+// A runner's certificate makes it neither a server of Consul nor a standby of
+// PostgreSQL, to which a manager's subject is its name and nothing else.
+func TestRunnerCertificate(t *testing.T) {
+	ca := newCA(t)
+	d := Dir(filepath.Join(t.TempDir(), "cluster-ssl"))
+	csr, err := d.Request("r1", "10.0.0.4")
+	check(t, err)
+	text, err := ca.Sign(csr, "r1", "10.0.0.4", cluster.Runner)
+	check(t, err)
+	caPEM, err := ca.CA()
+	check(t, err)
+	check(t, d.Install(caPEM, text))
+	cert, err := parseCert(text)
+	check(t, err)
+	for _, host := range []string{"r1", "localhost", "10.0.0.4", "127.0.0.1"} {
+		if err := cert.VerifyHostname(host); err != nil {
+			t.Error(err)
+		}
+	}
+	if cert.VerifyHostname("server.understudy.consul") == nil || cert.Subject.String() != "CN=r1,OU=runner" {
+		t.Errorf("%s for %v", cert.Subject, cert.DNSNames)
+	}
+}
+
 func TestRequestKeyIsKept(t *testing.T) {
 	d := Dir(t.TempDir())
 	first, err := d.Request("n1", "10.0.0.1")
@@ -196,7 +220,7 @@ func TestSignRefuses(t *testing.T) {
 			check(t, err)
 			der, err := x509.CreateCertificateRequest(rand.Reader, req, key)
 			check(t, err)
-			_, err = ca.Sign(encodePEM(blockCSR, der), "n1", "10.0.0.1")
+			_, err = ca.Sign(encodePEM(blockCSR, der), "n1", "10.0.0.1", cluster.Manager)
 			if change == nil {
 				check(t, err)
 				return
@@ -210,15 +234,15 @@ func TestSignRefuses(t *testing.T) {
 		der, err := decodePEM(blockCSR, csr)
 		check(t, err)
 		der[len(der)-1] ^= 1
-		_, err = ca.Sign(encodePEM(blockCSR, der), "n1", "10.0.0.1")
+		_, err = ca.Sign(encodePEM(blockCSR, der), "n1", "10.0.0.1", cluster.Manager)
 		want(t, err, ErrBadRequest)
 	})
 	t.Run("not a request", func(t *testing.T) {
-		_, err := ca.Sign([]byte("hello"), "n1", "10.0.0.1")
+		_, err := ca.Sign([]byte("hello"), "n1", "10.0.0.1", cluster.Manager)
 		want(t, err, ErrBadRequest)
 	})
 	t.Run("no CA key here", func(t *testing.T) {
-		_, err := joined(t, ca, "n2", "10.0.0.2", time.Now()).Sign(csr, "n1", "10.0.0.1")
+		_, err := joined(t, ca, "n2", "10.0.0.2", time.Now()).Sign(csr, "n1", "10.0.0.1", cluster.Manager)
 		want(t, err, ErrNoCA)
 	})
 }

@@ -71,7 +71,7 @@ type UnitEvents interface {
 // Options are what Run works with. All are required but where it says so.
 type Options struct {
 	Node   string
-	Kind   cluster.Kind // a runner has only the checks services and heartbeat
+	Kind   cluster.Kind // a runner has no checks of a database
 	Always []string     // units that run on every node
 	Leader []string     // units that run on the active node once it is ready
 
@@ -79,7 +79,7 @@ type Options struct {
 	Views    Views
 	Database Database // not needed by a runner
 	Units    Units
-	Files    func() (cluster.FilesReport, error) // reads files.json; not needed by a runner
+	Files    func() (cluster.FilesReport, error) // reads files.json
 
 	Logger *slog.Logger
 }
@@ -134,12 +134,12 @@ func Run(ctx context.Context, o Options) error {
 
 func (o Options) complete() error {
 	switch {
-	case o.Node == "" || o.Poster == nil || o.Views == nil || o.Units == nil || o.Logger == nil:
+	case o.Node == "" || o.Poster == nil || o.Views == nil || o.Units == nil || o.Files == nil || o.Logger == nil:
 		return errors.New("check-runner: options are not complete")
 	case o.Kind != cluster.Manager && o.Kind != cluster.Runner:
 		return errors.New("check-runner: the kind of the node is neither manager nor runner")
-	case o.Kind == cluster.Manager && (o.Database == nil || o.Files == nil):
-		return errors.New("check-runner: a manager needs a database and a files report")
+	case o.Kind == cluster.Manager && o.Database == nil:
+		return errors.New("check-runner: a manager needs a database")
 	}
 	return nil
 }

@@ -477,15 +477,19 @@ func TestLeaderUnits(t *testing.T) {
 	})
 }
 
-func TestRunnerHasTwoChecks(t *testing.T) {
-	during(t, func(b *bench) { b.Kind, b.Database, b.Files = cluster.Runner, nil, nil }, func(b *bench) {
+func TestRunnerHasNoChecksOfADatabase(t *testing.T) {
+	during(t, func(b *bench) { b.Kind, b.Database = cluster.Runner, nil }, func(b *bench) {
 		wait(20 * time.Second)
-		want := map[cluster.Check]time.Duration{cluster.CheckServices: 5 * time.Second, cluster.CheckHeartbeat: 35 * time.Second}
+		want := map[cluster.Check]time.Duration{
+			cluster.CheckServices: 5 * time.Second, cluster.CheckFiles: 10 * time.Second, cluster.CheckHeartbeat: 35 * time.Second,
+		}
 		if !maps.Equal(b.agent.registered[0], want) {
 			t.Errorf("registered %v, want %v", b.agent.registered[0], want)
 		}
-		if posts := b.agent.since(cluster.CheckServices, 0); len(posts) == 0 || !posts[0].ok {
-			t.Errorf("services: %v", posts)
+		for check := range want {
+			if posts := b.agent.since(check, 0); len(posts) == 0 || !posts[0].ok {
+				t.Errorf("%s: %v", check, posts)
+			}
 		}
 	})
 }

@@ -20,13 +20,13 @@ const heartbeatEvery = 15 * time.Second
 func (r *runner) measurements() map[cluster.Check]measurement {
 	m := map[cluster.Check]measurement{
 		cluster.CheckServices:  r.services(),
+		cluster.CheckFiles:     r.files,
 		cluster.CheckHeartbeat: heartbeat(time.Now()),
 	}
 	if r.Kind == cluster.Manager {
 		m[cluster.CheckPort] = r.port
 		m[cluster.CheckAnswer] = r.answer
 		m[cluster.CheckRole] = r.role
-		m[cluster.CheckFiles] = r.files
 	}
 	return m
 }

@@ -69,12 +69,13 @@ func startCommand() *urfave.Command {
 
 func joinCommand() *urfave.Command {
 	return &urfave.Command{
-		Name: "join", Usage: "make this empty host a standby of an existing cluster", ArgsUsage: "ADDRESS",
+		Name: "join", Usage: "make this empty host a standby, or a runner, of an existing cluster", ArgsUsage: "ADDRESS",
 		UsageText: "understudy cluster join [options] --token TOKEN ADDRESS\n\nADDRESS is the IP of any manager of the cluster; TOKEN comes from 'understudy cluster token create' there.\n\n" +
-			"example: understudy cluster join --cluster-host-ip 10.0.0.2 --cluster-node-name beta --token TOKEN 10.0.0.1",
+			"example: understudy cluster join --cluster-host-ip 10.0.0.2 --cluster-node-name beta --token TOKEN 10.0.0.1\n" +
+			"         understudy cluster join --cluster-host-ip 10.0.0.4 --kind runner --token TOKEN 10.0.0.1",
 		Flags: append(identityFlags(),
 			&urfave.StringFlag{Name: "token", Usage: "the join `TOKEN`", EnvVars: []string{"UNDERSTUDY_TOKEN"}},
-			&urfave.StringFlag{Name: "kind", Usage: "`KIND` of member: manager (default: node.kind of understudy.yaml)"}),
+			&urfave.StringFlag{Name: "kind", Usage: "`KIND` of member: manager, or runner, which has no database (default: node.kind of understudy.yaml)"}),
 		Action: func(c *urfave.Context) error {
 			args, err := exactly(c, "ADDRESS")
 			if err != nil {
@@ -98,7 +99,11 @@ func joinCommand() *urfave.Command {
 			if err := membership.Join(ctx, h, r, p.step, p.note); err != nil {
 				return explain(err, "join", h)
 			}
-			fmt.Fprintf(out(c), "%s is a standby of cluster %s.\n", h.Record.Node.Name, h.Record.Info.ID)
+			became := "standby"
+			if h.Record.Node.Kind == cluster.Runner {
+				became = "runner"
+			}
+			fmt.Fprintf(out(c), "%s is a %s of cluster %s.\n", h.Record.Node.Name, became, h.Record.Info.ID)
 			return nil
 		},
 	}

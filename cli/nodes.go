@@ -31,16 +31,21 @@ type nodeRow struct {
 }
 
 // columns are the checks of nodes list, and which Consul checks each sums up.
-var columns = []struct {
-	name   string
-	checks []string
-}{
+var columns = []column{
 	{"consul", []string{"serfHealth"}},
 	{"services", []string{string(cluster.CheckServices)}},
 	{"database", []string{string(cluster.CheckPort), string(cluster.CheckAnswer), string(cluster.CheckRole)}},
 	{"files", []string{string(cluster.CheckFiles)}},
 	{"heartbeat", []string{string(cluster.CheckHeartbeat)}},
 }
+
+type column struct {
+	name   string
+	checks []string
+}
+
+// of says whether a member of this kind has the column: a runner has no database.
+func (c column) of(kind cluster.Kind) bool { return kind == cluster.Manager || c.name != "database" }
 
 func nodesCommand() *urfave.Command {
 	return &urfave.Command{
@@ -160,6 +165,9 @@ func rowOf(view cluster.View, n cluster.Node, r cluster.Report, online bool, hea
 		}
 	}
 	for _, col := range columns {
+		if !col.of(n.Kind) {
+			continue
+		}
 		row.Checks[col.name] = sumUp(health, col.checks)
 		if !health["serfHealth"].OK {
 			// Its TTL checks are judged by its own agent, and that is not heard.
@@ -206,6 +214,9 @@ func getNode(c *urfave.Context) error {
 		printNodes(w, rows[i:i+1])
 		var checks, options [][]string
 		for _, col := range columns {
+			if !col.of(rows[i].Kind) {
+				continue
+			}
 			for _, check := range col.checks {
 				state := health[name][check]
 				verdict := "FAIL"

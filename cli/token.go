@@ -18,11 +18,11 @@ func tokenCommand() *urfave.Command {
 		Name: "token", Usage: "join tokens: each lets one host in, once",
 		Subcommands: []*urfave.Command{
 			{Name: "create", Usage: "make a token and print it",
-				UsageText: "understudy cluster token create [--ttl 30m] [--node NAME] [--json]\n\nexample: understudy cluster token create --node beta",
+				UsageText: "understudy cluster token create [--ttl 30m] [--node NAME] [--kind KIND] [--json]\n\nexample: understudy cluster token create --node beta\n         understudy cluster token create --kind runner",
 				Flags: []urfave.Flag{jsonFlag(),
 					&urfave.DurationFlag{Name: "ttl", Value: 30 * time.Minute, Usage: "it must be used within this `TIME`"},
 					&urfave.StringFlag{Name: "node", Usage: "only for the host that joins as `NAME`"},
-					&urfave.StringFlag{Name: "kind", Value: string(cluster.Manager), Usage: "only for this `KIND` of member"}},
+					&urfave.StringFlag{Name: "kind", Value: string(cluster.Manager), Usage: "only for this `KIND` of member: manager or runner"}},
 				Action: createToken},
 			{Name: "list", Usage: "the tokens there are, without their secrets", Flags: []urfave.Flag{jsonFlag()}, Action: listTokens,
 				UsageText: "understudy cluster token list [--json]\n\nexample: understudy cluster token list"},
@@ -41,8 +41,9 @@ func createToken(c *urfave.Context) error {
 			return usagef("--node: %w", err)
 		}
 	}
-	if kind := c.String("kind"); cluster.Kind(kind) != cluster.Manager {
-		return usagef("--kind %q: every member is a manager", kind)
+	kind := cluster.Kind(c.String("kind"))
+	if kind != cluster.Manager && kind != cluster.Runner {
+		return usagef("--kind %q is neither manager nor runner", kind)
 	}
 	if c.Duration("ttl") <= 0 {
 		return usagef("--ttl must be positive")
@@ -52,6 +53,10 @@ func createToken(c *urfave.Context) error {
 		return err
 	}
 	defer m.close()
+	address, err := m.letsIn(c.Context)
+	if err != nil {
+		return err
+	}
 	pin, err := m.host.Certs.Pin()
 	if err != nil {
 		return err
@@ -62,7 +67,7 @@ func createToken(c *urfave.Context) error {
 		return err
 	}
 	now := time.Now().UTC()
-	t := registry.Token{ID: id, SecretHash: certs.HashSecret(secret), Node: c.String("node"), Kind: cluster.Kind(c.String("kind")),
+	t := registry.Token{ID: id, SecretHash: certs.HashSecret(secret), Node: c.String("node"), Kind: kind,
 		Created: now, Expires: now.Add(c.Duration("ttl"))}
 	if err := m.reg.CreateToken(c.Context, t); err != nil {
 		return err
@@ -72,8 +77,20 @@ func createToken(c *urfave.Context) error {
 		Token   string    `json:"token"`
 		Expires time.Time `json:"expires"`
 		Address string    `json:"address"`
-	}{id, word, t.Expires, m.host.Record.Node.Address}
+	}{id, word, t.Expires, address}
 	return show(c, made, func(w io.Writer) { fmt.Fprintln(w, word) })
+}
+
+// letsIn is the address of a manager, to give to join: this host's, if it is one.
+func (m *member) letsIn(ctx context.Context) (string, error) {
+	if n := m.host.Record.Node; n.Kind == cluster.Manager {
+		return n.Address, nil
+	}
+	view, err := m.view(ctx)
+	if err != nil {
+		return "", err
+	}
+	return view.Nodes[view.Managers()[0]].Address, nil
 }
 
 // tokenRow is a token without its secret.

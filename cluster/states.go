@@ -15,12 +15,13 @@ const (
 	ActiveMinority State = "minority"  // serves a part that is cut off; its writes are at risk
 	Rejoining      State = "rejoining" // rewinds or clones, because it has diverged
 	Failed         State = "failed"    // an operator must help
+	Executing      State = "runner"    // a runner: runs its units, holds the files, has no database
 	Leaving        State = "leaving"   // removed from the cluster
 )
 
 // States lists all of them.
 func States() []State {
-	return []State{Joining, Standby, Promoting, Active, Fenced, ActiveMinority, Rejoining, Failed, Leaving}
+	return []State{Joining, Standby, Promoting, Active, Fenced, ActiveMinority, Rejoining, Failed, Executing, Leaving}
 }
 
 // Action is one thing for the handler to do. Every action is idempotent and
@@ -150,6 +151,9 @@ func (o Observation) broken() bool {
 	return o.Primary != Yes && o.served() && o.Served != Yes && (o.Diverged == Yes || o.Stranded == Yes || o.Complete == No)
 }
 
+// executes says that the node is a member that has no database.
+func (o Observation) executes() bool { return o.View.Nodes[o.Self].Kind == Runner }
+
 // following says that PostgreSQL runs as a standby on a whole copy.
 func (o Observation) following() bool {
 	return o.Running == Yes && o.Primary == No && o.Complete == Yes
@@ -181,6 +185,8 @@ func table() []Transition {
 			"the database is a whole copy and runs as a standby"},
 		{Joining, Fenced, primary, []Action{Fence, StopLeaderUnits},
 			"PostgreSQL accepts writes and must not"},
+		{Joining, Executing, member(Observation.executes), nil,
+			"a member that has no database"},
 		{Standby, Promoting, func(o Observation) bool { return o.invited() && o.following() && o.LockFree() }, []Action{Promote},
 			"named as the next active"},
 		{Standby, Rejoining, member(Observation.broken), []Action{Rejoin},
@@ -221,16 +227,19 @@ func table() []Transition {
 			rows = append(rows, Transition{s, Leaving, called(Depart), []Action{StopAllUnits, Fence, Release, Withdraw},
 				"removed from the cluster"})
 		}
-		if s != Leaving && s != Failed {
+		if s != Leaving && s != Failed && s != Executing {
 			rows = append(rows, Transition{s, Failed, called(Halt), []Action{StopLeaderUnits, Fence, Release},
 				"the database is not this cluster's"})
 		}
 	}
-	return append(rows, Transition{Leaving, Fenced,
-		func(o Observation) bool {
-			return o.Calling() != Depart && o.Primary != Yes && o.View.Nodes[o.Self].Name != ""
-		}, nil,
-		"a member again"})
+	again := func(o Observation) bool {
+		return o.Calling() != Depart && o.Primary != Yes && o.View.Nodes[o.Self].Name != ""
+	}
+	return append(rows,
+		Transition{Leaving, Fenced, func(o Observation) bool { return again(o) && !o.executes() }, nil,
+			"a member again"},
+		Transition{Leaving, Executing, func(o Observation) bool { return again(o) && o.executes() }, nil,
+			"a member again"})
 }
 
 // member narrows a condition to a node that is neither removed nor foreign.
@@ -282,6 +291,8 @@ func duty(o Observation) ([]Action, string) {
 		return []Action{Withdraw}, "removed from the cluster"
 	case o.State == Failed:
 		return nil, "waiting for the operator"
+	case o.State == Executing:
+		return []Action{StopLeaderUnits, StartAlwaysUnits}, "a runner"
 	case o.State == Rejoining && o.served():
 		return []Action{StopLeaderUnits, Rejoin}, "the data directory is being mended"
 	case o.State == Rejoining:

@@ -11,6 +11,9 @@ import (
 func observations(yield func(Observation)) {
 	tris := []Tri{Unknown, No, Yes}
 	for _, state := range States() {
+		if state == Executing {
+			continue // no manager's
+		}
 		for _, named := range []Assignment{{}, {Node: "a", Epoch: 5}, {Node: "b", Epoch: 5}} {
 			for _, leader := range leaders() {
 				for _, promise := range []Epoch{0, 5, 6} {
@@ -49,6 +52,32 @@ func partitions(o Observation, yield func(Observation)) {
 		for _, attempt := range []Tri{Unknown, Yes} {
 			o.Verdict, o.Chosen, o.Served, o.Attempt = side.Verdict, side.Chosen, side.Served, attempt
 			yield(o)
+		}
+	}
+}
+
+// runners calls yield with every combination of what a runner beside a trio can
+// see, in the states that it can be in.
+func runners(yield func(Observation)) {
+	for _, state := range []State{Joining, Executing, Leaving} {
+		for _, named := range []Assignment{{}, {Node: "b", Epoch: 5}, {Node: "r", Epoch: 5}} {
+			for _, leader := range leaders() {
+				for _, fresh := range []Tri{No, Yes} {
+					for _, member := range []string{"yes", "removed", "not read"} {
+						for _, overdue := range []Tri{Unknown, No, Yes} {
+							o := Observation{Self: "r", State: state, Fresh: fresh, Overdue: overdue, Running: No, Primary: No, View: trio()}
+							o.View.NextMaster, o.View.Leader = named, leader
+							switch member {
+							case "yes":
+								o.View.Nodes["r"] = Node{Name: "r", Kind: Runner}
+							case "removed":
+								o.View.Removed["r"] = Tombstone{Node: "r"}
+							}
+							yield(o)
+						}
+					}
+				}
+			}
 		}
 	}
 }
@@ -98,7 +127,7 @@ func TestAtMostOneTransitionHolds(t *testing.T) {
 		seen[pair] = true
 	}
 	walked := 0
-	observations(func(o Observation) {
+	once := func(o Observation) {
 		walked++
 		var holds []State
 		for _, row := range table {
@@ -109,7 +138,9 @@ func TestAtMostOneTransitionHolds(t *testing.T) {
 		if len(holds) > 1 {
 			t.Fatalf("from %s both %v hold, called %d, primary %s, running %s", o.State, holds, o.Calling(), o.Primary, o.Running)
 		}
-	})
+	}
+	observations(once)
+	runners(once)
 	t.Logf("%d observations", walked)
 }
 
@@ -143,10 +174,48 @@ func TestDecisionsAreSafe(t *testing.T) {
 	})
 }
 
+// A runner touches neither a database nor the lock, and ends up as what it is.
+func TestRunnersExecute(t *testing.T) {
+	runners(func(o Observation) {
+		first := Decide(o)
+		member := o.View.Nodes["r"].Kind == Runner
+		want := o.State
+		switch _, removed := o.View.Removed["r"]; {
+		case removed:
+			want = Leaving
+		case member:
+			want = Executing
+		}
+		if first.To != want {
+			t.Fatalf("goes to %s, not %s: %+v", first.To, want, o)
+		}
+		o.State = first.To
+		then := Decide(o)
+		if then.To != want {
+			t.Fatalf("does not stay %s: %v for %+v", want, then, o)
+		}
+		allowed := []Action{StartAlwaysUnits, StopLeaderUnits}
+		if want == Leaving {
+			allowed = []Action{StopAllUnits, Fence, Release, Withdraw} // of which two find nothing to do
+		}
+		for _, a := range slices.Concat(first.Do, then.Do) {
+			if !slices.Contains(allowed, a) {
+				t.Fatalf("%q is nothing for a runner: %+v", a, o)
+			}
+		}
+		if want == Executing && !slices.Contains(then.Do, StartAlwaysUnits) {
+			t.Fatalf("its units are not kept running: %v for %+v", then, o)
+		}
+	})
+}
+
 // From every state that a whole, willing node can be in, the cluster's wish is
 // reached in a bounded number of decisions (pg_auto_failover 1025 and 1168).
 func TestEveryGoalIsReached(t *testing.T) {
 	for _, from := range States() {
+		if from == Executing {
+			continue // see TestRunnersExecute
+		}
 		for _, goal := range []State{Active, ActiveMinority, Standby, Leaving} {
 			t.Run(fmt.Sprintf("%s to %s", from, goal), func(t *testing.T) {
 				o := Observation{Self: "a", State: from, View: trio(), Fresh: Yes, Running: Yes, Primary: TriOf(from == Active), Complete: Yes}

@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/config"
 	"github.com/understudy-ha/understudy/services"
 	"github.com/understudy-ha/understudy/services/proctree"
@@ -36,10 +37,23 @@ type Cluster struct {
 
 // Node is one node of a dev cluster.
 type Node struct {
-	Name    string `json:"name"`
-	Address string `json:"address"`
-	Root    string `json:"root"`   // what --root of the other commands wants
-	Member  bool   `json:"member"` // start or join has been done
+	Name    string       `json:"name"`
+	Address string       `json:"address"`
+	Kind    cluster.Kind `json:"kind,omitempty"` // empty: a manager
+	Root    string       `json:"root"`           // what --root of the other commands wants
+	Member  bool         `json:"member"`         // start or join has been done
+}
+
+func (n Node) runner() bool { return n.Kind == cluster.Runner }
+
+// managers are the addresses of the nodes that have a database.
+func (c *Cluster) managers() (addresses []string) {
+	for _, n := range c.Nodes {
+		if !n.runner() {
+			addresses = append(addresses, n.Address)
+		}
+	}
+	return addresses
 }
 
 // The ports that every node uses on its own address.
@@ -140,19 +154,24 @@ func frozen(r supervisor.Record) bool {
 	return ok && p.State == 'T'
 }
 
-// newNodes names n nodes and gives them addresses, one after the other.
-func newNodes(dir string, n int, first string) ([]Node, error) {
+// newNodes names managers, then runners, and gives them addresses, one after the
+// other.
+func newNodes(dir string, managers, runners int, first string) ([]Node, error) {
 	address, err := netip.ParseAddr(first)
 	if err != nil || !address.Is4() || !address.IsLoopback() {
 		return nil, fmt.Errorf("%w: first address %q is not an IPv4 address of 127.0.0.0/8", ErrUsage, first)
 	}
-	nodes := make([]Node, n)
+	nodes := make([]Node, managers+runners)
 	for i := range nodes {
 		if !address.IsLoopback() {
-			return nil, fmt.Errorf("%w: %d nodes from %s on are more than 127.0.0.0/8 has", ErrUsage, n, first)
+			return nil, fmt.Errorf("%w: %d nodes from %s on are more than 127.0.0.0/8 has", ErrUsage, len(nodes), first)
 		}
-		name := "node" + strconv.Itoa(i+1)
-		nodes[i] = Node{Name: name, Address: address.String(), Root: filepath.Join(dir, name)}
+		n := Node{Name: "node" + strconv.Itoa(i+1), Kind: cluster.Manager, Address: address.String()}
+		if i >= managers {
+			n.Name, n.Kind = "runner"+strconv.Itoa(i-managers+1), cluster.Runner
+		}
+		n.Root = filepath.Join(dir, n.Name)
+		nodes[i] = n
 		address = address.Next()
 	}
 	return nodes, nil

@@ -1,6 +1,7 @@
 package dev
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -89,7 +90,8 @@ func upCommand() *cli.Command {
 			example("understudy dev up --nodes 3 --detach --options sync_mode=strict"),
 		Flags: []cli.Flag{
 			dirFlag(), jsonFlag(),
-			&cli.IntFlag{Name: "nodes", Usage: "how many nodes", Value: 3},
+			&cli.IntFlag{Name: "nodes", Usage: "how many nodes that can be active", Value: 3},
+			&cli.IntFlag{Name: "runners", Usage: "how many nodes beside them that have no database"},
 			&cli.BoolFlag{Name: "detach", Usage: "return when the cluster is up"},
 			&cli.StringSliceFlag{Name: "options", Usage: "options of the cluster, as for 'cluster start'"},
 			&cli.StringFlag{Name: "first-address", Usage: "address of the first node; the others follow it", Value: DefaultFirstAddress},
@@ -103,7 +105,7 @@ func up(c *cli.Context) error {
 	ctx, cancel := signal.NotifyContext(c.Context, os.Interrupt, syscall.SIGTERM)
 	defer cancel()
 	made, err := Up(ctx, UpOptions{
-		Dir: c.String("dir"), Nodes: c.Int("nodes"), FirstAddress: c.String("first-address"),
+		Dir: c.String("dir"), Nodes: c.Int("nodes"), Runners: c.Int("runners"), FirstAddress: c.String("first-address"),
 		Options: c.StringSlice("options"), Bin: c.String("bin"), Progress: c.App.ErrWriter,
 	})
 	detach := c.Bool("detach")
@@ -157,7 +159,7 @@ func (i Info) table(w io.Writer) error {
 			runs = append(runs, name)
 		}
 		slices.Sort(runs)
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", n.Name, n.Address, n.State, n.StatusURL, n.Postgres.DSN, strings.Join(runs, " "))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", n.Name, n.Address, n.State, n.StatusURL, cmp.Or(n.Postgres.DSN, "-"), strings.Join(runs, " "))
 	}
 	return t.Flush()
 }

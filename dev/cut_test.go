@@ -12,7 +12,7 @@ import (
 // talkers are two nodes that talk to each other all the time.
 func talkers(t *testing.T, first string) *Cluster {
 	t.Helper()
-	peers, err := newNodes("", 2, first)
+	peers, err := newNodes("", 2, 0, first)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package dev
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/config"
 )
 
@@ -22,6 +24,7 @@ type Info struct {
 // NodeInfo describes one node.
 type NodeInfo struct {
 	Name      string         `json:"name"`
+	Kind      cluster.Kind   `json:"kind"`
 	Address   string         `json:"address"`
 	State     string         `json:"state"` // see the State constants; else what /status says
 	Root      string         `json:"root"`
@@ -29,7 +32,7 @@ type NodeInfo struct {
 	APIURL    string         `json:"api_url"`
 	ConsulURL string         `json:"consul_url"` // a client certificate of the cluster is needed
 	NotesURL  string         `json:"notes_url"`
-	Postgres  PostgresInfo   `json:"postgres"`
+	Postgres  PostgresInfo   `json:"postgres,omitzero"` // a runner has none
 	Folders   []string       `json:"folders"`
 	Pids      map[string]int `json:"pids"` // of init and of the components that run
 }
@@ -80,10 +83,12 @@ func (n Node) describe(ctx context.Context) (NodeInfo, error) {
 		return scheme + "://" + net.JoinHostPort(n.Address, strconv.Itoa(port))
 	}
 	info := NodeInfo{
-		Name: n.Name, Address: n.Address, Root: n.Root, State: StateDown, Pids: make(map[string]int),
+		Name: n.Name, Kind: cmp.Or(n.Kind, cluster.Manager), Address: n.Address, Root: n.Root, State: StateDown, Pids: make(map[string]int),
 		StatusURL: at("http", conf.StatusPort()) + "/status", APIURL: at("https", conf.APIPort()),
 		ConsulURL: at("https", PortConsul), NotesURL: at("http", PortNotes),
-		Postgres: PostgresInfo{DSN: dsn(n.Address), Port: conf.Postgres.Port, DataDir: conf.Postgres.DataDir},
+	}
+	if !n.runner() {
+		info.Postgres = PostgresInfo{DSN: dsn(n.Address), Port: conf.Postgres.Port, DataDir: conf.Postgres.DataDir}
 	}
 	for _, f := range conf.Files {
 		info.Folders = append(info.Folders, f.Path)

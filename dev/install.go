@@ -15,6 +15,7 @@ import (
 
 	"github.com/goccy/go-yaml"
 
+	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/config"
 	"github.com/understudy-ha/understudy/example/notes/units"
 	"github.com/understudy-ha/understudy/services/supervisor"
@@ -24,10 +25,12 @@ import (
 type NodeSpec struct {
 	Root        string // the node's folder
 	Name        string
-	Address     string // of 127.0.0.0/8
-	Bin         string // folder of our binaries
-	Consul      string // the consul binary
-	PostgresBin string // folder of PostgreSQL's binaries
+	Address     string       // of 127.0.0.0/8
+	Kind        cluster.Kind // empty: a manager
+	Managers    []string     // addresses of the nodes that a runner finds a database on
+	Bin         string       // folder of our binaries
+	Consul      string       // the consul binary
+	PostgresBin string       // folder of PostgreSQL's binaries
 }
 
 // longestRoot leaves room for the sockets below it: a unix socket's path has at
@@ -37,7 +40,8 @@ const longestRoot = 60
 // Install does below spec.Root what the packages do on a host: folders, an empty
 // PostgreSQL with Debian's layout, understudy.yaml, the unit files, the example
 // manager. Nothing is started but PostgreSQL is enabled, as it is on a host.
-// It may be repeated: what is there already is left alone, and the rest is done.
+// A runner gets no PostgreSQL. It may be repeated: what is there already is left
+// alone, and the rest is done.
 func Install(ctx context.Context, spec NodeSpec) error {
 	if len(spec.Root) > longestRoot {
 		return fmt.Errorf("install %s: %w: the path %s is longer than %d bytes, too long for the sockets below it; choose a shorter --dir", spec.Name, ErrUsage, spec.Root, longestRoot)
@@ -63,6 +67,9 @@ func Install(ctx context.Context, spec NodeSpec) error {
 	}
 	if err := writeConfig(spec, major); err != nil {
 		return fmt.Errorf("install %s: %w", spec.Name, err)
+	}
+	if spec.Kind == cluster.Runner {
+		return nil
 	}
 	if err := createPostgres(ctx, spec, major); err != nil {
 		return fmt.Errorf("install %s: %w", spec.Name, err)
@@ -95,12 +102,17 @@ func writeConfig(spec NodeSpec, major int) error {
 		return nil
 	}
 	c := config.Defaults()
-	home, conf := postgresDirs(major)
-	c.Postgres = config.Postgres{
-		BinDir: spec.PostgresBin, DataDir: home, ConfigFile: filepath.Join(conf, "postgresql.conf"),
-		Port: PortPostgres, User: postgresUser(), Unit: PostgresUnit,
+	c.Services = config.Services{Manager: "exec", Always: []string{units.Web}}
+	if spec.Kind == cluster.Runner {
+		c.Node.Kind = cluster.Runner
+	} else {
+		home, conf := postgresDirs(major)
+		c.Postgres = config.Postgres{
+			BinDir: spec.PostgresBin, DataDir: home, ConfigFile: filepath.Join(conf, "postgresql.conf"),
+			Port: PortPostgres, User: postgresUser(), Unit: PostgresUnit,
+		}
+		c.Services.Leader = []string{units.Worker}
 	}
-	c.Services = config.Services{Manager: "exec", Always: []string{units.Web}, Leader: []string{units.Worker}}
 	c.Files = []config.Folder{{Path: notesFiles}}
 	text, err := yaml.Marshal(c)
 	if err != nil {

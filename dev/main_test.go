@@ -100,7 +100,7 @@ func eventually(t *testing.T, what string, holds func() bool) {
 func bare(t *testing.T, first string, nodes int, units func(n Node) map[string]string) *Cluster {
 	t.Helper()
 	dir := tempDir(t)
-	list, err := newNodes(dir, nodes, first)
+	list, err := newNodes(dir, nodes, 0, first)
 	if err != nil {
 		t.Fatal(err)
 	}

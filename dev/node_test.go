@@ -23,7 +23,7 @@ func installed(t *testing.T, first string, nodes int) *Cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	list, err := newNodes(dir, nodes, first)
+	list, err := newNodes(dir, nodes, 0, first)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,7 +37,7 @@ func installed(t *testing.T, first string, nodes int) *Cluster {
 			t.Errorf("down: %v", err)
 		}
 	})
-	if err := c.each(func(n Node) error { return c.install(t.Context(), n) }); err != nil {
+	if err := c.each(func(n Node) error { return c.Install(t.Context(), n) }); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.each(func(n Node) error { return c.start(t.Context(), n) }); err != nil {
@@ -78,7 +78,7 @@ func describe(t *testing.T, c *Cluster, name string) NodeInfo {
 func TestInstalledNode(t *testing.T) {
 	c := installed(t, "127.10.4.51", 1)
 	n := c.Nodes[0]
-	if err := c.install(t.Context(), n); err != nil {
+	if err := c.Install(t.Context(), n); err != nil {
 		t.Errorf("a second install: %v", err)
 	}
 	conf, err := config.Load(n.Root)

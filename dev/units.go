@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/config"
 	"github.com/understudy-ha/understudy/example/notes/units"
 	"github.com/understudy-ha/understudy/packaging"
@@ -25,12 +26,16 @@ func writeUnits(spec NodeSpec, major int) error {
 		}
 		texts[name] = text
 	}
-	guard, err := packaging.Unit(packaging.PostgresDropIn)
-	if err != nil {
-		return err
+	payload := []string{units.Web}
+	if spec.Kind != cluster.Runner {
+		guard, err := packaging.Unit(packaging.PostgresDropIn)
+		if err != nil {
+			return err
+		}
+		texts[PostgresUnit] = "[Install]\nWantedBy=multi-user.target\n\n" + guard
+		payload = append(payload, units.Worker)
 	}
-	texts[PostgresUnit] = "[Install]\nWantedBy=multi-user.target\n\n" + guard
-	for _, name := range []string{units.Web, units.Worker} {
+	for _, name := range payload {
 		text, err := units.Files.ReadFile(name)
 		if err != nil {
 			return fmt.Errorf("read unit file: %w", err)
@@ -88,7 +93,7 @@ func override(spec NodeSpec, major int, u unitfile.Unit) string {
 	if strings.HasPrefix(u.Name, "notes-") {
 		line("Environment", "")
 		line("Environment", "NOTES_LISTEN="+spec.Address+":"+strconv.Itoa(PortNotes))
-		line("Environment", unitfile.Quote("NOTES_DATABASE="+dsn(spec.Address)))
+		line("Environment", unitfile.Quote("NOTES_DATABASE="+database(spec)))
 		line("Environment", unitfile.Quote("NOTES_FILES="+filepath.Join(spec.Root, notesFiles)))
 	}
 	return b.String()
@@ -142,7 +147,21 @@ func relocate(spec NodeSpec, major int, word string) string {
 	return word
 }
 
-// dsn lets any client in as superuser.
-func dsn(address string) string {
-	return "postgresql://postgres@" + address + ":" + strconv.Itoa(PortPostgres) + "/postgres"
+// dsn lets any client in as superuser. Of several addresses the first that will do
+// is taken.
+func dsn(addresses ...string) string {
+	hosts := make([]string, len(addresses))
+	for i, a := range addresses {
+		hosts[i] = a + ":" + strconv.Itoa(PortPostgres)
+	}
+	return "postgresql://postgres@" + strings.Join(hosts, ",") + "/postgres"
+}
+
+// database is where the example finds its notes. On a runner it reads from a
+// standby: what it would write into the folder there goes nowhere.
+func database(spec NodeSpec) string {
+	if spec.Kind == cluster.Runner {
+		return dsn(spec.Managers...) + "?target_session_attrs=standby"
+	}
+	return dsn(spec.Address)
 }

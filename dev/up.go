@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -21,7 +22,8 @@ import (
 // UpOptions say what Up makes.
 type UpOptions struct {
 	Dir          string   // empty: DefaultDir
-	Nodes        int      // 0: 3
+	Nodes        int      // that can be active; 0: 3
+	Runners      int      // beside them
 	FirstAddress string   // empty: 127.0.0.11; the others follow it
 	Options      []string // handed to cluster start, one --options each
 	Bin          string   // folder of our binaries; empty: that of this one
@@ -42,7 +44,7 @@ func Up(ctx context.Context, opts UpOptions) (*Cluster, error) {
 		return nil, err
 	}
 	steps.say("dev cluster of %d nodes in %s", len(c.Nodes), c.Dir)
-	if err := c.each(func(n Node) error { return c.install(ctx, n) }); err != nil {
+	if err := c.each(func(n Node) error { return c.Install(ctx, n) }); err != nil {
 		return nil, err
 	}
 	steps.say("nodes are installed")
@@ -103,14 +105,17 @@ func plan(opts UpOptions) (*Cluster, error) {
 	if opts.Nodes < 1 || opts.Nodes > 9 {
 		return nil, fmt.Errorf("dev up: %w: a dev cluster has 1 to 9 nodes, not %d", ErrUsage, opts.Nodes)
 	}
+	if opts.Runners < 0 || opts.Runners > 9 {
+		return nil, fmt.Errorf("dev up: %w: a dev cluster has 0 to 9 runners, not %d", ErrUsage, opts.Runners)
+	}
 	dir, err := filepath.Abs(opts.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("dev up: %w", err)
 	}
 	c, err := Open(dir)
 	if err == nil {
-		if len(c.Nodes) != opts.Nodes {
-			return nil, fmt.Errorf("dev up: %w: %s holds a dev cluster of %d nodes; 'understudy dev down --dir %s' first, or ask for as many", ErrUsage, dir, len(c.Nodes), dir)
+		if n := len(c.managers()); n != opts.Nodes || len(c.Nodes)-n != opts.Runners {
+			return nil, fmt.Errorf("dev up: %w: %s holds a dev cluster of %d nodes and %d runners; 'understudy dev down --dir %s' first, or ask for as many", ErrUsage, dir, n, len(c.Nodes)-n, dir)
 		}
 		return c, nil
 	}
@@ -124,7 +129,7 @@ func plan(opts UpOptions) (*Cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dev up: %w", err)
 	}
-	nodes, err := newNodes(dir, opts.Nodes, opts.FirstAddress)
+	nodes, err := newNodes(dir, opts.Nodes, opts.Runners, opts.FirstAddress)
 	if err != nil {
 		return nil, fmt.Errorf("dev up: %w", err)
 	}
@@ -142,9 +147,11 @@ func plan(opts UpOptions) (*Cluster, error) {
 	return &found, found.save()
 }
 
-func (c *Cluster) install(ctx context.Context, n Node) error {
+// Install is Install for one of the cluster's nodes.
+func (c *Cluster) Install(ctx context.Context, n Node) error {
 	return Install(ctx, NodeSpec{
-		Root: n.Root, Name: n.Name, Address: n.Address, Bin: c.Bin, Consul: c.Consul, PostgresBin: c.PostgresBin,
+		Root: n.Root, Name: n.Name, Address: n.Address, Kind: n.Kind, Managers: c.managers(),
+		Bin: c.Bin, Consul: c.Consul, PostgresBin: c.PostgresBin,
 	})
 }
 
@@ -170,7 +177,11 @@ func (c *Cluster) clusterStart(ctx context.Context, n Node, steps *progress) err
 
 func (c *Cluster) clusterJoin(ctx context.Context, n Node, steps *progress) error {
 	first := c.Nodes[0]
-	out, err := c.command(ctx, first, nil, "cluster", "token", "create", "--node", n.Name, "--json")
+	var kind []string
+	if n.runner() {
+		kind = []string{"--kind", string(n.Kind)}
+	}
+	out, err := c.command(ctx, first, nil, slices.Concat([]string{"cluster", "token", "create", "--node", n.Name, "--json"}, kind)...)
 	if err != nil {
 		return err
 	}
@@ -180,8 +191,8 @@ func (c *Cluster) clusterJoin(ctx context.Context, n Node, steps *progress) erro
 	if err := json.Unmarshal(out, &created); err != nil || created.Token == "" {
 		return fmt.Errorf("create a token on %s: no token in %q", first.Name, out)
 	}
-	_, err = c.command(ctx, n, steps, "cluster", "join", "--cluster-host-ip", n.Address, "--cluster-node-name", n.Name,
-		"--token", created.Token, first.Address)
+	join := []string{"cluster", "join", "--cluster-host-ip", n.Address, "--cluster-node-name", n.Name, "--token", created.Token}
+	_, err = c.command(ctx, n, steps, slices.Concat(join, kind, []string{first.Address})...)
 	return err
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -12,6 +13,9 @@ import (
 	"testing"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/understudy-ha/understudy/cluster"
+	"github.com/understudy-ha/understudy/config"
 )
 
 func TestUpRunsTheOperatorsCommands(t *testing.T) {
@@ -66,6 +70,53 @@ func TestUpRunsTheOperatorsCommands(t *testing.T) {
 	}
 }
 
+// A runner is asked in as one, and gets no PostgreSQL.
+func TestUpWithRunners(t *testing.T) {
+	dir := filepath.Join(tempDir(t), "c")
+	opts := UpOptions{Dir: dir, Nodes: 1, Runners: 1, FirstAddress: "127.61.2.11", Bin: binDir(t)}
+	t.Cleanup(func() {
+		if err := Down(context.Background(), dir, false); err != nil {
+			t.Errorf("down: %v", err)
+		}
+		_ = os.Remove(filepath.Join(dir, "commands"))
+	})
+	c, err := Up(t.Context(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	commands, err := os.ReadFile(filepath.Join(dir, "commands"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "node1 cluster start --cluster-host-ip 127.61.2.11 --cluster-node-name node1\n" +
+		"node1 cluster token create --node runner1 --json --kind runner\n" +
+		"runner1 cluster join --cluster-host-ip 127.61.2.12 --cluster-node-name runner1 --token secret --kind runner 127.61.2.11\n"
+	if string(commands) != want {
+		t.Errorf("commands:\n%s\nwant:\n%s", commands, want)
+	}
+	manager, runner := describe(t, c, "node1"), describe(t, c, "runner1")
+	if manager.Kind != cluster.Manager || manager.Postgres.DSN == "" || manager.Pids["postgres"] == 0 {
+		t.Errorf("node1: %+v", manager)
+	}
+	if runner.Kind != cluster.Runner || runner.Postgres != (PostgresInfo{}) || runner.State != StateUp || len(runner.Pids) != 1 {
+		t.Errorf("runner1: %+v", runner)
+	}
+	conf, err := config.Load(c.Nodes[1].Root)
+	if err != nil || conf.Node.Kind != cluster.Runner || len(conf.Services.Leader) != 0 || len(conf.Services.Always) != 1 {
+		t.Errorf("its configuration: %+v, %v", conf, err)
+	}
+	if _, err := os.Stat(filepath.Join(c.Nodes[1].Root, "var/lib/postgresql")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it has a PostgreSQL: %v", err)
+	}
+	if text, code := run(t, "info", "--dir", dir); code != 0 || !strings.Contains(text, "127.61.2.12:8008/status  - ") {
+		t.Errorf("info: %d\n%s", code, text)
+	}
+	opts.Runners = 2
+	if _, err := Up(t.Context(), opts); !errors.Is(err, ErrUsage) || !strings.Contains(err.Error(), "of 1 nodes and 1 runners") {
+		t.Errorf("up with another number of runners: %v", err)
+	}
+}
+
 func TestUpRefuses(t *testing.T) {
 	full := tempDir(t)
 	if err := os.WriteFile(filepath.Join(full, "file"), nil, 0o644); err != nil {
@@ -83,6 +134,7 @@ func TestUpRefuses(t *testing.T) {
 	}{
 		"a folder with other files": {UpOptions{Dir: full, Bin: bin}, "holds other files"},
 		"no nodes":                  {UpOptions{Dir: full, Nodes: -1, Bin: bin}, "1 to 9 nodes"},
+		"runners":                   {UpOptions{Dir: tempDir(t), Runners: -1, Bin: bin}, "0 to 9 runners"},
 		"a port in use":             {UpOptions{Dir: tempDir(t), Bin: bin, FirstAddress: "127.10.4.64"}, "port 8009 on 127.10.4.65 is in use by process "},
 		"an address of a network":   {UpOptions{Dir: tempDir(t), Bin: bin, FirstAddress: "10.0.0.1"}, "not an IPv4 address of 127.0.0.0/8"},
 		"no binaries":               {UpOptions{Dir: tempDir(t), Bin: tempDir(t)}, "no handler-runner in"},

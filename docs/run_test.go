@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/config"
 	"github.com/understudy-ha/understudy/dev"
 	"github.com/understudy-ha/understudy/node"
@@ -41,13 +42,13 @@ func TestTour(t *testing.T) {
 	s.atLeast(12)
 }
 
-// The commands for real hosts are run on three nodes that are installed and that
-// no cluster is made of yet. A block marked "again" shows lines that another one
+// The commands for real hosts are run on four nodes that are installed and that
+// no cluster is made of yet; delta is to be a runner. A block marked "again" shows lines that another one
 // has, which is the one that is run.
 func TestHosts(t *testing.T) {
 	t.Parallel()
-	s := newSession(t, "hosts", "127.50.1.21", strings.NewReplacer("10.0.0.1", "127.50.1.21", "10.0.0.2", "127.50.1.22", "10.0.0.3", "127.50.1.23"))
-	s.install("alpha", "beta", "gamma")
+	s := newSession(t, "hosts", "127.50.1.21", strings.NewReplacer("10.0.0.1", "127.50.1.21", "10.0.0.2", "127.50.1.22", "10.0.0.3", "127.50.1.23", "10.0.0.4", "127.50.1.24"))
+	s.install([]string{"alpha", "beta", "gamma"}, "delta")
 	var run, again []block
 	for _, file := range documents {
 		for _, b := range blocks(t, file) {
@@ -189,22 +190,25 @@ func TestMain(m *testing.M) {
 
 // install makes nodes that are up and belong to no cluster, as hosts are on
 // which the packages were installed.
-func (s *session) install(names ...string) {
+func (s *session) install(managers []string, runners ...string) {
 	s.t.Helper()
 	c, err := dev.FindBinaries(filepath.Join(s.dir, "bin"))
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	c.Dir = s.cluster
-	for i, name := range names {
-		c.Nodes = append(c.Nodes, dev.Node{Name: name, Address: fmt.Sprintf("127.50.1.%d", 21+i), Root: filepath.Join(s.cluster, name)})
+	for i, name := range slices.Concat(managers, runners) {
+		n := dev.Node{Name: name, Address: fmt.Sprintf("127.50.1.%d", 21+i), Root: filepath.Join(s.cluster, name)}
+		if i >= len(managers) {
+			n.Kind = cluster.Runner
+		}
+		c.Nodes = append(c.Nodes, n)
 	}
 	if err := statefile.WriteMode(filepath.Join(s.cluster, "dev.json"), c, 0o644); err != nil {
 		s.t.Fatal(err)
 	}
 	for _, n := range c.Nodes {
-		spec := dev.NodeSpec{Root: n.Root, Name: n.Name, Address: n.Address, Bin: c.Bin, Consul: c.Consul, PostgresBin: c.PostgresBin}
-		if err := dev.Install(s.t.Context(), spec); err != nil {
+		if err := c.Install(s.t.Context(), n); err != nil {
 			s.t.Fatal(err)
 		}
 		if err := dev.Start(s.t.Context(), c.Dir, n.Name); err != nil {
@@ -335,6 +339,7 @@ func (s *session) whole() (bool, string) {
 		case n.State == dev.StateDown || n.State == dev.StateFrozen || !record.Member || record.Removed:
 		case n.State == dev.StateLeader:
 			leaders++
+		case n.State == string(cluster.Executing):
 		default:
 			others++
 			if !follows(n) {

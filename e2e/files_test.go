@@ -14,53 +14,34 @@ import (
 
 // files follows what is written into the folders.
 func files(t *testing.T, g *group) {
-	at := func(node, name string) string { return filepath.Join(g.node(t, node).Folders[0], name) }
-	arrives := func(name, text string, nodes ...string) {
-		t.Helper()
-		for _, n := range nodes {
-			eventually(t, name+" arrives on "+n, func() error {
-				got, err := os.ReadFile(at(n, name))
-				if err == nil && string(got) != text {
-					err = fmt.Errorf("it is %q", got)
-				}
-				return err
-			})
-		}
-	}
-	write := func(node, name, text string) {
-		t.Helper()
-		if err := os.WriteFile(at(node, name), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
 	s := g.healthy(t, "node1", 3)
 	first := s.Active
-	write(first, "a.txt", "from the first active")
-	arrives("a.txt", "from the first active", "node1", "node2", "node3")
+	g.write(t, first, "a.txt", "from the first active")
+	g.arrives(t, "a.txt", "from the first active", "node1", "node2", "node3")
 	// A standby's own file is not spread, and is kept.
-	write(s.Standbys()[0], "stray.txt", "a standby's")
+	g.write(t, s.Standbys()[0], "stray.txt", "a standby's")
 	// What the active wrote before it went down and has not sent stays its own.
 	pid := g.node(t, first).Pids["file-sync"]
 	kill(t, pid, syscall.SIGSTOP)
-	write(first, "unsent.txt", "never sent")
+	g.write(t, first, "unsent.txt", "never sent")
 	g.must(t, "kill", first)
 	g.epochAfter(t, s)
-	write(g.activeNow(t, s.Standbys()[0]), "b.txt", "from the second active")
-	arrives("b.txt", "from the second active", s.Standbys()...)
+	g.write(t, g.activeNow(t, s.Standbys()[0]), "b.txt", "from the second active")
+	g.arrives(t, "b.txt", "from the second active", s.Standbys()...)
 	g.must(t, "start", first)
-	arrives("b.txt", "from the second active", first)
+	g.arrives(t, "b.txt", "from the second active", first)
 	second := g.healthy(t, "node1", 3)
-	write(second.Active, "c.txt", "later")
-	arrives("c.txt", "later", "node1", "node2", "node3")
+	g.write(t, second.Active, "c.txt", "later")
+	g.arrives(t, "c.txt", "later", "node1", "node2", "node3")
 	eventually(t, "the unsent file leaves the folder", func() error {
-		if _, err := os.Stat(at(first, "unsent.txt")); err == nil {
+		if _, err := os.Stat(g.at(t, first, "unsent.txt")); err == nil {
 			return errors.New("it is there")
 		}
 		return nil
 	})
 	for _, n := range second.Nodes {
 		for _, name := range []string{"unsent.txt", "stray.txt"} {
-			if _, err := os.Stat(at(n.Name, name)); err == nil && n.Name != s.Standbys()[0] {
+			if _, err := os.Stat(g.at(t, n.Name, name)); err == nil && n.Name != s.Standbys()[0] {
 				t.Errorf("%s was spread to %s", name, n.Name)
 			}
 		}
@@ -68,8 +49,35 @@ func files(t *testing.T, g *group) {
 	if !kept(t, g.node(t, first).Root, "never sent") {
 		t.Errorf("no version of unsent.txt is kept on %s", first)
 	}
-	if _, err := os.Stat(at(s.Standbys()[0], "stray.txt")); err != nil && !kept(t, g.node(t, s.Standbys()[0]).Root, "a standby's") {
+	if _, err := os.Stat(g.at(t, s.Standbys()[0], "stray.txt")); err != nil && !kept(t, g.node(t, s.Standbys()[0]).Root, "a standby's") {
 		t.Errorf("no version of stray.txt is kept on %s", s.Standbys()[0])
+	}
+}
+
+// at is a file in the folder of a node.
+func (g *group) at(t *testing.T, node, name string) string {
+	t.Helper()
+	return filepath.Join(g.node(t, node).Folders[0], name)
+}
+
+func (g *group) write(t *testing.T, node, name, text string) {
+	t.Helper()
+	if err := os.WriteFile(g.at(t, node, name), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// arrives waits until a file with that text is on all of the nodes.
+func (g *group) arrives(t *testing.T, name, text string, nodes ...string) {
+	t.Helper()
+	for _, n := range nodes {
+		eventually(t, name+" arrives on "+n, func() error {
+			got, err := os.ReadFile(g.at(t, n, name))
+			if err == nil && string(got) != text {
+				err = fmt.Errorf("it is %q", got)
+			}
+			return err
+		})
 	}
 }
 

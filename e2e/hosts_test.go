@@ -329,6 +329,10 @@ func joinRefuses(t *testing.T, g *group) {
 		token := g.token(t, "node1", "--node", "node9")
 		refused(t, g.join(t, "node3", token, "node1"), 1, "join token is for another node or kind: node node9")
 	})
+	t.Run("a token for runners", func(t *testing.T) {
+		token := g.token(t, "node1", "--kind", "runner")
+		refused(t, g.join(t, "node3", token, "node1"), 1, "join token is for another node or kind: kind runner")
+	})
 	t.Run("a revoked token", func(t *testing.T) {
 		made := ask[struct{ ID, Token string }](t, g, "node1", "token", "create")
 		want(t, g.cluster(t, "node1", "token", "revoke", made.ID), 0, made.ID)

@@ -128,12 +128,12 @@ func (g *group) must(t *testing.T, args ...string) string {
 	return r.out
 }
 
-// up makes a cluster of n nodes that is taken down with the test.
-func up(t *testing.T, name, firstAddress string, n int) *group {
+// up makes a cluster of n managers that is taken down with the test.
+func up(t *testing.T, name, firstAddress string, n int, more ...string) *group {
 	t.Helper()
 	g := &group{dir: filepath.Join(scratch, name)}
 	g.takeDownWith(t)
-	g.must(t, "up", "--detach", "--nodes", strconv.Itoa(n), "--first-address", firstAddress)
+	g.must(t, append([]string{"up", "--detach", "--nodes", strconv.Itoa(n), "--first-address", firstAddress}, more...)...)
 	g.look(t)
 	return g
 }
@@ -163,8 +163,7 @@ func hosts(t *testing.T, name, network string, n int) *group {
 		t.Fatal(err)
 	}
 	for _, n := range c.Nodes {
-		spec := dev.NodeSpec{Root: n.Root, Name: n.Name, Address: n.Address, Bin: c.Bin, Consul: c.Consul, PostgresBin: c.PostgresBin}
-		if err := dev.Install(t.Context(), spec); err != nil {
+		if err := c.Install(t.Context(), n); err != nil {
 			t.Fatal(err)
 		}
 		g.must(t, "start", n.Name)

@@ -7,21 +7,24 @@ import (
 	"testing"
 	"time"
 
+	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/dev/probe"
 	"github.com/understudy-ha/understudy/dev/rig"
 )
 
-// targets are the databases, for a writer.
+// targets are the databases of the managers, for a writer.
 func (g *group) targets() (all []probe.Target) {
 	for _, n := range g.nodes {
-		all = append(all, probe.Target{Node: n.Name, DSN: n.Postgres.DSN + "?sslmode=disable"})
+		if n.Kind == cluster.Manager {
+			all = append(all, probe.Target{Node: n.Name, DSN: n.Postgres.DSN + "?sslmode=disable"})
+		}
 	}
 	return all
 }
 
 // underWrites lets something happen while a client writes, waits until the
 // cluster is healthy again, and checks that every row that was acknowledged is
-// on every node. The cluster has three nodes.
+// on every manager, of which there are three. All nodes are members.
 func (g *group) underWrites(t *testing.T, happens func()) (s rig.Status) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 3*soon)
@@ -45,7 +48,7 @@ func (g *group) underWrites(t *testing.T, happens func()) (s rig.Status) {
 	}
 	acks(0)
 	happens()
-	s = g.healthy(t, g.nodes[0].Name, 3)
+	s = g.healthy(t, g.nodes[0].Name, len(g.nodes))
 	acks(len(w.Journal().Acks))
 	stop()
 	if err := <-ended; err != nil {

@@ -104,8 +104,11 @@ func (h *Handler) eachUnit(ctx context.Context, units []string, run bool) error 
 
 // fence stops PostgreSQL: fast, which ends every session and lets connected
 // standbys have all WAL, and by SIGKILL if that takes too long. It is done only
-// when the server was seen to be gone.
+// when the server was seen to be gone. A runner has none.
 func (h *Handler) fence(ctx context.Context) error {
+	if h.Kind == cluster.Runner {
+		return nil
+	}
 	began := time.Now()
 	fast, cancel := context.WithTimeout(ctx, stopWithin)
 	err := h.Units.Stop(fast, h.PostgresUnit)

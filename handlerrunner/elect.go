@@ -21,8 +21,11 @@ const (
 // given one, ends the reception of WAL, and tells how far this node has come.
 // The election has seen the leader key free at the index seen, and can name
 // nobody once that key has changed. While this node is active and its lease is
-// valid it refuses.
+// valid it refuses. A runner promises nothing.
 func (h *Handler) Detach(ctx context.Context, epoch cluster.Epoch, seen uint64) (cluster.Answer, error) {
+	if h.Kind == cluster.Runner {
+		return cluster.Answer{}, fmt.Errorf("detach %s: %w", h.Node, errNoDatabase)
+	}
 	h.moving.Lock()
 	defer h.moving.Unlock()
 	if valid, held := h.tenure.valid(time.Now()); valid {

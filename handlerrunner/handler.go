@@ -20,29 +20,32 @@ import (
 // Options are what a handler works with.
 type Options struct {
 	Node    string // this node's name
+	Kind    cluster.Kind
 	Version string
 	State   string // file that keeps its durable state
 	Known   string // file that keeps the last view of the cluster
 
-	Store       Store
-	Locks       Locks
-	Postgres    Postgres
-	Replication Replication
-	Directory   Directory
-	Units       Units
-	Peers       Peers
-	Parts       Parts
-	Divergence  Divergence
-	Journal     Journal
-	Verdict     func() cluster.VerdictReport // the watcher's, unknown when it is old
-	Files       func() cluster.FilesReport
-	Checkpoint  func(context.Context) error // of PostgreSQL
-	Depart      func(context.Context) error // leave Consul for good; may be repeated
+	Store   Store
+	Locks   Locks
+	Units   Units
+	Peers   Peers
+	Parts   Parts
+	Journal Journal
+	Verdict func() cluster.VerdictReport // the watcher's, unknown when it is old
+	Files   func() cluster.FilesReport
+	Depart  func(context.Context) error // leave Consul for good; may be repeated
 
+	// PostgreSQL on this node; not looked at on a runner.
+	Postgres     Postgres
+	Replication  Replication
+	Directory    Directory
+	Divergence   Divergence
+	Checkpoint   func(context.Context) error
 	PostgresUnit string
-	AlwaysUnits  []string
-	LeaderUnits  []string
-	Log          *slog.Logger
+
+	AlwaysUnits []string
+	LeaderUnits []string
+	Log         *slog.Logger
 }
 
 // durable is what a handler must know again after it was killed.
@@ -111,6 +114,9 @@ type Handler struct {
 
 // New reads the durable state and returns a handler that Run drives.
 func New(o Options) (*Handler, error) {
+	if o.Kind == cluster.Runner {
+		o.Postgres, o.Replication, o.Directory, o.PostgresUnit = noDatabase{}, noDatabase{}, noDatabase{}, ""
+	}
 	h := &Handler{Options: o, wakeup: make(chan struct{}, 1), orders: make(chan order), units: map[string]cluster.Tri{}, roster: roster{}}
 	h.tenure.log, h.tenure.wake, h.tenure.vouched = o.Log, h.wake, h.vouched
 	d, err := statefile.Read[durable](o.State)

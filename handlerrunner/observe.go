@@ -31,7 +31,7 @@ func (h *Handler) observe(ctx context.Context) cluster.Observation {
 	if err != nil {
 		h.Log.Debug("PostgreSQL not observed", "error", err)
 	}
-	if db.Running != cluster.Yes {
+	if db.Running == cluster.Unknown {
 		if running, err := h.Units.Running(ctx, h.PostgresUnit); err == nil && running == cluster.No {
 			db.Running = cluster.No
 		}

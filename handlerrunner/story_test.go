@@ -116,7 +116,7 @@ func (w *world) do(words []string) error {
 		for _, name := range args {
 			h := w.hosts[name]
 			if h == nil {
-				h = w.add(name)
+				h = w.add(name, cluster.Manager)
 			}
 			h.start()
 			time.Sleep(223 * time.Millisecond)
@@ -134,6 +134,12 @@ func (w *world) do(words []string) error {
 		if got := w.tell(); !strings.Contains(got, healthy) {
 			return fmt.Errorf("the trio did not come about:\n%s", got)
 		}
+		return nil
+	}
+	if verb == "runner" { // a host joins as one
+		h := w.add(args[0], cluster.Runner)
+		h.pg.complete = false
+		h.start()
 		return nil
 	}
 	if act, ok := slow[verb]; ok {
@@ -246,6 +252,7 @@ var quick = map[string]func(*world, *host, []string) error{
 	"stick-unit": func(_ *world, h *host, args []string) error { h.units.stuck[args[0]] = true; return nil },
 	"immortal":   func(_ *world, h *host, _ []string) error { h.units.stuck[pgUnit] = true; return nil },
 	"mortal":     func(_ *world, h *host, _ []string) error { h.units.stuck[pgUnit] = false; return nil },
+	"stop-unit":  func(_ *world, h *host, args []string) error { h.units.up[args[0]] = false; return nil },
 	"run-unit":   func(_ *world, h *host, args []string) error { h.units.up[args[0]] = true; return nil },
 	"fail-promotes": func(_ *world, h *host, args []string) (err error) {
 		h.pg.failPromotes, err = strconv.Atoi(args[0])

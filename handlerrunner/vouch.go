@@ -19,6 +19,8 @@ func (h *Handler) Vouch(_ context.Context, active string, epoch cluster.Epoch) e
 	defer h.mu.Unlock()
 	named, held := h.view.NextMaster, h.view.Leader.Held
 	switch {
+	case h.Kind == cluster.Runner:
+		return fmt.Errorf("vouch for %s: %w", active, errNoDatabase)
 	case h.durable.Promise > epoch:
 		return fmt.Errorf("%s has promised itself to epoch %d", h.Node, h.durable.Promise)
 	case named.Node != active || named.Epoch != epoch:

@@ -58,6 +58,7 @@ type note struct{ node, text string }
 type host struct {
 	w       *world
 	name    string
+	kind    cluster.Kind
 	latency time.Duration
 	pg      *fakePG
 	units   *fakeUnits
@@ -179,12 +180,12 @@ func (w *world) client() {
 }
 
 // add makes a machine that is a member. Its data directory is a clone of that of
-// the active, if there is one.
-func (w *world) add(name string) *host {
+// the active, if there is one. A runner has none that its handler could use.
+func (w *world) add(name string, kind cluster.Kind) *host {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n := len(w.hosts) + 1
-	h := &host{w: w, name: name, verdict: cluster.Majority, latency: time.Millisecond + time.Duration(n)*137*time.Microsecond}
+	h := &host{w: w, name: name, kind: kind, verdict: cluster.Majority, latency: time.Millisecond + time.Duration(n)*137*time.Microsecond}
 	h.pg = newPG(h)
 	h.units = &fakeUnits{h, map[string]bool{}, map[string]bool{}}
 	for _, other := range w.hosts {
@@ -193,7 +194,7 @@ func (w *world) add(name string) *host {
 		}
 	}
 	w.hosts[name] = h
-	w.reg.view.Nodes[name] = cluster.Node{Name: name, Kind: cluster.Manager}
+	w.reg.view.Nodes[name] = cluster.Node{Name: name, Kind: kind}
 	if w.reg.view.NextMaster.Node == "" {
 		w.reg.view.NextMaster = cluster.Assignment{Node: name, Epoch: 1, Reason: "the cluster is started on it"}
 		w.reg.view.NextMasterIndex = w.reg.index + 1
@@ -206,7 +207,7 @@ func (w *world) add(name string) *host {
 func (h *host) start() {
 	log := slog.New(slog.NewTextHandler(&synced{w: h.w}, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", h.name)
 	handler, err := New(Options{
-		Node: h.name, Version: "story", State: filepath.Join(h.w.dir, h.name+".json"),
+		Node: h.name, Kind: h.kind, Version: "story", State: filepath.Join(h.w.dir, h.name+".json"),
 		Store: &fakeStore{h}, Locks: &fakeLocks{h}, Postgres: h.pg, Replication: h.pg, Directory: h.pg, Units: h.units,
 		Known: filepath.Join(h.w.dir, h.name+".view.json"),
 		Peers: &fakePeers{h}, Parts: &fakePeers{h}, Divergence: &fakeDivergence{h}, Journal: &fakeJournal{h},
@@ -410,6 +411,7 @@ func (w *world) standing() string {
 			state = string(d.State)
 		}
 		switch s := h.pg.source(); {
+		case h.kind == cluster.Runner:
 		case !h.pg.running:
 			state += " (stopped)"
 		case h.pg.primary && h.pg.gate:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/understudy-ha/understudy/api"
@@ -15,6 +16,7 @@ import (
 
 // Admitter lets new members in, on any manager.
 type Admitter struct {
+	Kind     cluster.Kind // of this node
 	Certs    certs.Dir
 	Registry *registry.Client
 	Version  string
@@ -27,6 +29,10 @@ func (a Admitter) Admit(ctx context.Context, r api.JoinRequest) (api.JoinReply, 
 	view, err := a.Registry.View(ctx)
 	if err != nil {
 		return api.JoinReply{}, err
+	}
+	if a.Kind == cluster.Runner {
+		return api.JoinReply{}, api.Errorf(http.StatusConflict, api.CodeForbidden,
+			"this member is a runner and cannot let others in; give the address of a manager: %s", strings.Join(managers(view), ", "))
 	}
 	if err := a.fits(view, r.Node); err != nil {
 		return api.JoinReply{}, err
@@ -67,6 +73,9 @@ func (a Admitter) fits(view cluster.View, n cluster.Node) error {
 	if err := cluster.CheckAddress(n.Address); err != nil {
 		return api.Errorf(http.StatusBadRequest, api.CodeBadRequest, "%v", err)
 	}
+	if n.Kind != cluster.Manager && n.Kind != cluster.Runner {
+		return api.Errorf(http.StatusBadRequest, api.CodeBadRequest, "%q is no kind of member", n.Kind)
+	}
 	if n.Version != a.Version {
 		return api.Errorf(http.StatusConflict, api.CodeIncompatible,
 			"the cluster runs understudy %s, this host %s; install the same version", a.Version, n.Version)
@@ -87,13 +96,21 @@ func (a Admitter) fits(view cluster.View, n cluster.Node) error {
 	return nil
 }
 
+// managers lists the addresses of those who let others in.
+func managers(view cluster.View) (addresses []string) {
+	for _, name := range view.Managers() {
+		addresses = append(addresses, view.Nodes[name].Address)
+	}
+	return addresses
+}
+
 func nameTaken(name string) error {
 	return api.Errorf(http.StatusConflict, api.CodeNameTaken, "the name %s is in use by another member; give another with --cluster-node-name", name)
 }
 
 // sign gathers what the newcomer gets. A runner gets no CA key.
 func (a Admitter) sign(view cluster.View, r api.JoinRequest) (reply api.JoinReply, err error) {
-	if reply.Certificate, err = a.Certs.Sign(r.CSR, r.Node.Name, r.Node.Address); err != nil {
+	if reply.Certificate, err = a.Certs.Sign(r.CSR, r.Node.Name, r.Node.Address, r.Node.Kind); err != nil {
 		return reply, api.Errorf(http.StatusBadRequest, api.CodeBadRequest, "%v", err)
 	}
 	if reply.CA, err = a.Certs.CA(); err != nil {

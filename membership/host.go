@@ -23,22 +23,12 @@ const (
 
 // preflight finds what would make a later step fail, before anything is changed.
 func preflight(ctx context.Context, h *node.Host) error {
-	pg, err := h.Postgres()
-	if err != nil {
-		return err
-	}
+	ports := portsOf(h.Record.Node)
 	var problems []error
-	for _, p := range pg.Preflight(ctx) {
-		problems = append(problems, fmt.Errorf("%s; %s", p.What, p.Remedy))
+	if h.Record.Node.Kind == cluster.Manager {
+		problems = preflightDatabase(ctx, h, ports)
 	}
-	if major, err := pg.Major(ctx); err == nil {
-		h.Record.Node.PostgresVer = major
-	}
-	running, err := h.Units().State(ctx, h.Config.Postgres.Unit)
-	if err != nil {
-		return err
-	}
-	problems = append(problems, freePorts(h, running.Active == cluster.Yes)...)
+	problems = append(problems, freePorts(h, ports)...)
 	for _, f := range h.Config.Files {
 		if s, err := os.Stat(f.Path); err != nil || !s.IsDir() {
 			problems = append(problems, fmt.Errorf("the folder %s of understudy.yaml does not exist; make it, or take it out", f.Path))
@@ -47,21 +37,50 @@ func preflight(ctx context.Context, h *node.Host) error {
 	return errors.Join(problems...)
 }
 
+// preflightDatabase is the part of preflight for a host with a PostgreSQL. The port
+// of one that runs is its own, and is taken from those that must be free.
+func preflightDatabase(ctx context.Context, h *node.Host, ports map[string]int) (problems []error) {
+	pg, err := h.Postgres()
+	if err != nil {
+		return []error{err}
+	}
+	for _, p := range pg.Preflight(ctx) {
+		problems = append(problems, fmt.Errorf("%s; %s", p.What, p.Remedy))
+	}
+	if major, err := pg.Major(ctx); err == nil {
+		h.Record.Node.PostgresVer = major
+	}
+	running, err := h.Units().State(ctx, h.Config.Postgres.Unit)
+	if err != nil {
+		problems = append(problems, fmt.Errorf("the unit of PostgreSQL: %w; see postgres.unit of understudy.yaml", err))
+	}
+	if running.Active == cluster.Yes {
+		delete(ports, postgresPort)
+	}
+	return problems
+}
+
+const postgresPort = "PostgreSQL"
+
+// portsOf are those that are listened on by what runs on a node.
+func portsOf(n cluster.Node) map[string]int {
+	ports := map[string]int{
+		"the API": n.Ports.API, "/status": n.Ports.Status, "Syncthing": n.Ports.FileSync,
+		"Consul's gossip": 8301, "Consul's API": 8500,
+	}
+	if n.Kind == cluster.Manager {
+		ports["Consul's servers"], ports[postgresPort] = 8300, n.Ports.Postgres
+	}
+	return ports
+}
+
 // freePorts tries every port that the daemons are going to listen on. After an
-// interrupted attempt they may already: then a unit of ours has it. The port of a
-// PostgreSQL that runs is its own.
-func freePorts(h *node.Host, running bool) []error {
+// interrupted attempt they may already: then a unit of ours has it.
+func freePorts(h *node.Host, ports map[string]int) []error {
 	if len(h.Record.Done) > 0 {
 		return nil
 	}
 	n := h.Record.Node
-	ports := map[string]int{
-		"the API": n.Ports.API, "/status": n.Ports.Status, "Syncthing": n.Ports.FileSync,
-		"Consul's servers": 8300, "Consul's gossip": 8301, "Consul's API": 8500,
-	}
-	if !running {
-		ports["PostgreSQL"] = n.Ports.Postgres
-	}
 	var taken []error
 	for what, port := range ports {
 		address := net.JoinHostPort(n.Address, strconv.Itoa(port))
@@ -88,7 +107,8 @@ func ConfigureConsul(h *node.Host) error {
 	return statefile.WriteText(h.Layout.ConsulConfig(), text, 0o640)
 }
 
-// startConsul configures the agent and waits until it votes.
+// startConsul configures the agent and waits until it votes; that of a runner, which
+// never does, until it has found the servers.
 func startConsul(ctx context.Context, h *node.Host) error {
 	if err := os.MkdirAll(h.Layout.ConsulData(), 0o750); err != nil {
 		return fmt.Errorf("make Consul's data folder: %w", err)
@@ -113,7 +133,7 @@ func startConsul(ctx context.Context, h *node.Host) error {
 		if err != nil || !ok {
 			return false, fmt.Sprintf("Consul has no leader yet (%v); see the log of %s", err, consulUnit)
 		}
-		if h.Record.Command == "start" {
+		if h.Record.Command == "start" || h.Record.Node.Kind == cluster.Runner {
 			return true, ""
 		}
 		if err := reg.WaitVoter(ctx, h.Record.Node.Name); err != nil {

@@ -16,8 +16,8 @@ import (
 	"github.com/understudy-ha/understudy/pgrepl"
 )
 
-// Join makes this host, which must be empty, a standby of the cluster that the
-// manager at r.Contact belongs to. It may be repeated with the same token until
+// Join makes this host, which must be empty, a standby or a runner of the cluster
+// that the manager at r.Contact belongs to. It may be repeated with the same token until
 // it has ended well; after that it is refused with ErrMember.
 func Join(ctx context.Context, h *node.Host, r Request, show Progress, progress func(string)) error {
 	if err := cluster.CheckOptions(r.Options, true); err != nil {
@@ -41,19 +41,7 @@ func Join(ctx context.Context, h *node.Host, r Request, show Progress, progress 
 	}
 	h.Record.Node.Options = r.Options
 	j := joining{h: h, contact: contact, pin: pin, tokenID: id, secret: secret, progress: progress}
-	return run(ctx, h, []step{
-		{"check this host", j.check},
-		{"ask to be let in", j.admission},
-		{"configure PostgreSQL", j.postgres},
-		{"start Consul", func(ctx context.Context) error { return startConsul(ctx, h) }},
-		{"clone the database", j.clone},
-		{"start the daemons", func(ctx context.Context) error { return startDaemons(ctx, h) }},
-		{"follow the active node", func(ctx context.Context) error {
-			return awaitState(ctx, h, func(r cluster.Report) bool {
-				return r.Open || r.State == cluster.Standby && r.Streaming && r.Follows > 0
-			})
-		}},
-	}, show)
+	return run(ctx, h, j.steps(), show)
 }
 
 // contactAddress takes an IP, or IP:port, of a member.
@@ -75,12 +63,42 @@ type joining struct {
 	progress        func(string)
 }
 
+// steps are those of the host's kind: a runner's PostgreSQL, if it has one, is not
+// the cluster's.
+func (j *joining) steps() []step {
+	consul := step{"start Consul", func(ctx context.Context) error { return startConsul(ctx, j.h) }}
+	daemons := step{"start the daemons", func(ctx context.Context) error { return startDaemons(ctx, j.h) }}
+	reach := func(name string, there func(cluster.Report) bool) step {
+		return step{name, func(ctx context.Context) error { return awaitState(ctx, j.h, there) }}
+	}
+	if j.h.Record.Node.Kind == cluster.Runner {
+		return []step{
+			{"check this host", j.check},
+			{"ask to be let in", j.admission},
+			consul,
+			daemons,
+			reach("take up the work of a runner", func(r cluster.Report) bool { return r.State == cluster.Executing }),
+		}
+	}
+	return []step{
+		{"check this host", j.check},
+		{"ask to be let in", j.admission},
+		{"configure PostgreSQL", j.postgres},
+		consul,
+		{"clone the database", j.clone},
+		daemons,
+		reach("follow the active node", func(r cluster.Report) bool {
+			return r.Open || r.State == cluster.Standby && r.Streaming && r.Follows > 0
+		}),
+	}
+}
+
 // check refuses a host that has anything to lose.
 func (j *joining) check(ctx context.Context) error {
 	if err := preflight(ctx, j.h); err != nil {
 		return err
 	}
-	if err := emptyFolders(j.h); err != nil {
+	if err := emptyFolders(j.h); err != nil || j.h.Record.Node.Kind == cluster.Runner {
 		return err
 	}
 	pg, err := j.h.Postgres()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -23,14 +22,14 @@ type Removal struct {
 	Force    bool   // although the member is active and nobody can take over
 }
 
-// ErrLast is the error of removing the only member.
-var ErrLast = errors.New("it is the last member; a cluster of none cannot be kept")
+// ErrLast is the error of removing the only manager.
+var ErrLast = errors.New("it is the last member that can be active; a cluster of none cannot be kept")
 
 // Remove takes name out for good. The active node hands over first. It may be
 // repeated when it was interrupted.
 func (r Removal) Remove(ctx context.Context, view cluster.View, name string, show Progress) error {
 	n, member := view.Nodes[name]
-	if member && len(view.Nodes) == 1 {
+	if slices.Equal(view.Managers(), []string{name}) {
 		return fmt.Errorf("remove %s: %w", name, ErrLast)
 	}
 	steps := []step{
@@ -59,7 +58,7 @@ func (r Removal) handOver(ctx context.Context, view cluster.View, name string) e
 		return nil
 	}
 	var refused []error
-	for _, other := range slices.Sorted(maps.Keys(view.Nodes)) {
+	for _, other := range view.Managers() {
 		if other == name {
 			continue
 		}
@@ -132,7 +131,11 @@ func Depart(ctx context.Context, h *node.Host, reg *registry.Client) error {
 		return nil
 	}
 	units := h.Units()
-	for _, u := range append(packaging.Daemons(), h.Config.Postgres.Unit) {
+	leaving := packaging.Daemons()
+	if h.Record.Node.Kind == cluster.Manager {
+		leaving = append(leaving, h.Config.Postgres.Unit)
+	}
+	for _, u := range leaving {
 		if u == consulUnit || u == handlerUnit {
 			continue
 		}

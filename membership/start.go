@@ -70,7 +70,7 @@ func (s starting) authority(context.Context) error {
 	if err != nil {
 		return err
 	}
-	cert, err := d.Sign(csr, n.Name, n.Address)
+	cert, err := d.Sign(csr, n.Name, n.Address, n.Kind)
 	if err != nil {
 		return err
 	}

@@ -103,7 +103,7 @@ func begin(ctx context.Context, h *node.Host, command string, r Request) error {
 	if rec.Member {
 		return fmt.Errorf("%w: it is %s", ErrMember, rec.Node.Name)
 	}
-	n, err := identity(h, r)
+	n, err := identity(h, command, r)
 	if err != nil {
 		return err
 	}
@@ -114,6 +114,8 @@ func begin(ctx context.Context, h *node.Host, command string, r Request) error {
 		return nil
 	case rec.Command != command:
 		return fmt.Errorf("an unfinished 'understudy cluster %s' is on this host; repeat that command to finish it", rec.Command)
+	case r.Kind != "" && r.Kind != rec.Node.Kind:
+		return fmt.Errorf("an unfinished 'understudy cluster %s --kind %s' is on this host; repeat it with that kind", command, rec.Node.Kind)
 	case r.Name != "" && r.Name != rec.Node.Name || r.Address != "" && r.Address != rec.Node.Address:
 		return fmt.Errorf("an unfinished 'understudy cluster %s' as %s at %s is on this host; repeat it with that name and address", command, rec.Node.Name, rec.Node.Address)
 	}
@@ -143,7 +145,7 @@ func forget(ctx context.Context, h *node.Host) error {
 }
 
 // identity works out what this host is called and where it is reached.
-func identity(h *node.Host, r Request) (cluster.Node, error) {
+func identity(h *node.Host, command string, r Request) (cluster.Node, error) {
 	n := cluster.Node{
 		Name: r.Name, Address: r.Address, Kind: h.Config.Node.Kind, Version: node.Version,
 		Ports: cluster.Ports{API: h.Config.APIPort(), Status: h.Config.StatusPort(), Postgres: h.Config.Postgres.Port, FileSync: config.FileSyncPort},
@@ -151,8 +153,13 @@ func identity(h *node.Host, r Request) (cluster.Node, error) {
 	if r.Kind != "" {
 		n.Kind = r.Kind
 	}
-	if n.Kind != cluster.Manager {
-		return n, fmt.Errorf("%w: --kind %q: every member is a manager", ErrUsage, n.Kind)
+	switch {
+	case n.Kind != cluster.Manager && n.Kind != cluster.Runner:
+		return n, fmt.Errorf("%w: --kind %q is neither manager nor runner", ErrUsage, n.Kind)
+	case n.Kind == cluster.Runner && command == "start":
+		return n, fmt.Errorf("%w: node.kind of understudy.yaml is runner: a cluster is started on a manager, which has the data", ErrUsage)
+	case n.Kind == cluster.Runner:
+		n.Ports.Postgres = 0
 	}
 	if n.Address == "" {
 		n.Address = h.Config.Node.Address

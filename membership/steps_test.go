@@ -46,7 +46,10 @@ func TestBegin(t *testing.T) {
 		"no address":                          {command: "start", err: "give --cluster-host-ip"},
 		"a hostname":                          {command: "start", request: Request{Address: "localhost"}, err: "--cluster-host-ip"},
 		"a bad name":                          {command: "start", request: Request{Address: "10.0.0.1", Name: "Not Good"}, err: "Not Good"},
-		"another kind than a manager":         {command: "join", request: Request{Address: "10.0.0.1", Kind: cluster.Runner}, err: "every member is a manager"},
+		"a runner":                            {command: "join", request: Request{Name: "alpha", Address: "10.0.0.1", Kind: cluster.Runner}, is: "alpha"},
+		"no such kind":                        {command: "join", request: Request{Address: "10.0.0.1", Kind: "walker"}, err: `--kind "walker" is neither manager nor runner`},
+		"a cluster of runners":                {command: "start", request: Request{Address: "10.0.0.1", Kind: cluster.Runner}, err: "started on a manager"},
+		"begun, then as another kind":         {begun, "join", Request{Address: "10.0.0.1", Kind: cluster.Runner}, "", "repeat it with that kind"},
 		"refused as another version, renewed": {refused, "join", alpha, "alpha", ""},
 	} {
 		h := host(t)

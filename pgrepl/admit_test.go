@@ -2,6 +2,7 @@ package pgrepl_test
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/understudy-ha/understudy/cluster"
+	"github.com/understudy-ha/understudy/pgrepl"
 	"github.com/understudy-ha/understudy/pgrepl/pgtest"
 )
 
@@ -58,6 +60,30 @@ func TestGate(t *testing.T) {
 	}
 	must(t, a.Gate(ctx, true))
 	a.sql(t, "insert into notes values (1)")
+}
+
+// TestRunnersDoNotReplicate: the certificate of a manager opens the database to a
+// standby, that of a runner does not.
+func TestRunnersDoNotReplicate(t *testing.T) {
+	t.Parallel()
+	ctx := ctxOf(t)
+	ca := pgtest.NewCA(t)
+	a := newPrimary(t, ca, "node-a", "127.10.2.11")
+	connect := func(name string, units ...string) error {
+		dir := t.TempDir()
+		ca.Issue(t, dir, name, "127.10.2.12", units...)
+		c, err := pgx.Connect(ctx, fmt.Sprintf("host=127.10.2.11 port=%d user=%s dbname=postgres sslmode=verify-ca sslrootcert=%s/ca.crt sslcert=%s/node.crt sslkey=%s/node.key",
+			a.Port, pgrepl.ReplicaRole, dir, dir, dir))
+		if err == nil {
+			err = c.Close(ctx)
+		}
+		return err
+	}
+	must(t, connect("node-b"))
+	must(t, connect("b2"))
+	if err := connect("runner-1", "runner"); err == nil || !strings.Contains(err.Error(), "28000") {
+		t.Errorf("a runner is let in: %v", err)
+	}
 }
 
 // TestQuorumIsInEffect: when SetQuorum returns, no commit is acknowledged by less.

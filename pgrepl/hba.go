@@ -28,7 +28,7 @@ func (s *Server) hba(open bool, original string) string {
 	}
 	fmt.Fprintln(&b, state)
 	fmt.Fprintf(&b, "local all %s peer map=%s\n", AdminRole, localMap)
-	fmt.Fprintf(&b, "hostssl replication,all %s all cert clientcert=verify-full map=%s\n", ReplicaRole, certMap)
+	fmt.Fprintf(&b, "hostssl replication,all %s all cert clientname=DN map=%s\n", ReplicaRole, certMap)
 	fmt.Fprintf(&b, "host replication,all %s,%s all reject\n", AdminRole, ReplicaRole)
 	if open {
 		b.WriteString(original)
@@ -39,7 +39,8 @@ func (s *Server) hba(open bool, original string) string {
 }
 
 // identText is our pg_ident.conf: who on this machine is our admin, that every
-// certificate of the cluster's CA may replicate, and the operator's maps.
+// manager may replicate, and the operator's maps. The certificate of a manager,
+// and of no other member, has its name alone as its subject.
 func (s *Server) identText(original string) string {
 	users := []string{"root", "understudy", s.SystemUser}
 	slices.Sort(users)
@@ -48,7 +49,7 @@ func (s *Server) identText(original string) string {
 	for _, u := range slices.Compact(users) {
 		fmt.Fprintf(&b, "%s %s %s\n", localMap, `"`+u+`"`, AdminRole)
 	}
-	fmt.Fprintf(&b, "%s /^(.*)$ %s\n", certMap, ReplicaRole)
+	fmt.Fprintf(&b, "%s /^CN=[a-z0-9-]+$ %s\n", certMap, ReplicaRole)
 	b.WriteString(original)
 	return b.String()
 }

@@ -21,7 +21,7 @@ func first(t *testing.T) registry.AgentConfig {
 	check(t, d.NewGossipKey())
 	csr, err := d.Request("n1", "192.0.2.1")
 	check(t, err)
-	cert, err := d.Sign(csr, "n1", "192.0.2.1")
+	cert, err := d.Sign(csr, "n1", "192.0.2.1", cluster.Manager)
 	check(t, err)
 	ca, err := d.CA()
 	check(t, err)

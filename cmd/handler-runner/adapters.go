@@ -21,7 +21,7 @@ import (
 type adapters struct {
 	host    *node.Host
 	reg     *registry.Client
-	pg      *pgrepl.Server
+	pg      *pgrepl.Server // nil on a runner
 	peers   *api.Client
 	journal *journal
 }
@@ -32,8 +32,10 @@ func open(h *node.Host) (*adapters, error) {
 	if a.reg, err = h.Registry(); err != nil {
 		return nil, err
 	}
-	if a.pg, err = h.Postgres(); err != nil {
-		return nil, err
+	if h.Record.Node.Kind == cluster.Manager {
+		if a.pg, err = h.Postgres(); err != nil {
+			return nil, err
+		}
 	}
 	if a.peers, err = h.Peers(); err != nil {
 		return nil, err
@@ -45,7 +47,8 @@ func open(h *node.Host) (*adapters, error) {
 func (a *adapters) options() handlerrunner.Options {
 	c := a.host.Config
 	return handlerrunner.Options{
-		Node: a.host.Record.Node.Name, Version: node.Version, State: a.host.Layout.Handler(), Known: a.host.Layout.Known(),
+		Node: a.host.Record.Node.Name, Kind: a.host.Record.Node.Kind, Version: node.Version,
+		State: a.host.Layout.Handler(), Known: a.host.Layout.Known(),
 		Store: store{a}, Locks: locks{a}, Postgres: postgres{a.pg}, Replication: replication{a},
 		Directory: directory{a}, Units: units{a.host.Units()}, Peers: a.peers, Parts: parts{a.peers}, Journal: a.journal,
 		Verdict: a.host.Verdict,

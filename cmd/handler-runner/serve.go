@@ -30,7 +30,7 @@ func (a *adapters) serve(ctx context.Context, h *handlerrunner.Handler) error {
 	mux := http.NewServeMux()
 	mux.Handle("/api/", api.Handler(api.Backend{
 		Node: h, Voter: voter{h}, View: h.View, Caller: certs.PeerName,
-		Admit: membership.Admitter{Certs: a.host.Certs, Registry: a.reg, Version: node.Version, Log: a.host.Log},
+		Admit: membership.Admitter{Kind: a.host.Record.Node.Kind, Certs: a.host.Certs, Registry: a.reg, Version: node.Version, Log: a.host.Log},
 	}))
 	mux.Handle("/", status)
 	conf, err := a.host.ServerTLS()

@@ -24,6 +24,7 @@ type Status struct {
 // NodeStatus is one node of a Status.
 type NodeStatus struct {
 	Name     string            `json:"name"`
+	Kind     cluster.Kind      `json:"kind"`
 	State    string            `json:"state"`
 	Checks   map[string]string `json:"checks"`
 	LagBytes *int64            `json:"lag_bytes"`
@@ -31,11 +32,11 @@ type NodeStatus struct {
 	Epoch    cluster.Epoch     `json:"epoch"`
 }
 
-// Standbys are all nodes but the active one.
+// Standbys are all managers but the active one.
 func (s Status) Standbys() []string {
 	var names []string
 	for _, n := range s.Nodes {
-		if n.Name != s.Active {
+		if n.Name != s.Active && n.Kind != cluster.Runner {
 			names = append(names, n.Name)
 		}
 	}
@@ -43,8 +44,8 @@ func (s Status) Standbys() []string {
 }
 
 // Ailments says what keeps a cluster from being as good as new: one active, all
-// others its standbys on its timeline and in its sync set, every check passing.
-// Without any it is empty.
+// other managers its standbys on its timeline and in its sync set, every check
+// passing. Without any it is empty.
 func Ailments(s Status) []string {
 	if s.Active == "" {
 		return []string{"no node is active"}
@@ -53,13 +54,17 @@ func Ailments(s Status) []string {
 	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
 	for _, n := range s.Nodes {
 		want := "standby"
-		if n.Name == s.Active {
+		switch {
+		case n.Name == s.Active:
 			want = "leader"
+		case n.Kind == cluster.Runner:
+			want = "runner"
 		}
 		switch {
 		case n.State != want:
 			add("%s is %s", n.Name, n.State)
 			continue
+		case n.Kind == cluster.Runner:
 		case n.Timeline != s.Timeline:
 			add("%s is on timeline %d, not %d", n.Name, n.Timeline, s.Timeline)
 		case n.LagBytes == nil:

@@ -19,11 +19,19 @@ func healthyTrio() Status {
 	}
 }
 
+func runner() NodeStatus {
+	return NodeStatus{Name: "r", Kind: cluster.Runner, State: "runner", Epoch: 4,
+		Checks: map[string]string{"consul": "OK", "files": "OK", "heartbeat": "OK", "services": "OK"}}
+}
+
 func TestAilments(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*Status)
 		want   []string
 	}{
+		"healthy with a runner":      {func(s *Status) { s.Nodes = append(s.Nodes, runner()) }, nil},
+		"a runner is down":           {func(s *Status) { s.Nodes = append(s.Nodes, runner()); s.Nodes[3].State = "offline" }, []string{"r is offline"}},
+		"a runner's check fails":     {func(s *Status) { s.Nodes = append(s.Nodes, runner()); s.Nodes[3].Checks["files"] = "FAIL" }, []string{"files of r is FAIL"}},
 		"healthy":                    {func(*Status) {}, nil},
 		"nobody is active":           {func(s *Status) { s.Active = "" }, []string{"no node is active"}},
 		"one is down":                {func(s *Status) { s.Nodes[0].State = "offline" }, []string{"a is offline"}},

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/dev"
 	"github.com/understudy-ha/understudy/dev/probe"
 	"github.com/understudy-ha/understudy/node"
@@ -52,11 +53,13 @@ func (r *Rig) Down(ctx context.Context) error {
 	return dev.Down(context.WithoutCancel(ctx), r.Dir, false)
 }
 
-// Targets are the nodes' databases. Sessions over loopback are not encrypted.
+// Targets are the databases of the managers. Sessions over loopback are not encrypted.
 func (r *Rig) Targets() []probe.Target {
 	var targets []probe.Target
 	for _, n := range r.Nodes {
-		targets = append(targets, probe.Target{Node: n.Name, DSN: n.Postgres.DSN + "?sslmode=disable"})
+		if n.Kind == cluster.Manager {
+			targets = append(targets, probe.Target{Node: n.Name, DSN: n.Postgres.DSN + "?sslmode=disable"})
+		}
 	}
 	return targets
 }

@@ -30,11 +30,12 @@ func NewCA(t testing.TB) *CA {
 	return ca
 }
 
-// Issue writes ca.crt, node.crt and node.key for a node into a folder.
-func (ca *CA) Issue(t testing.TB, dir, name, address string) {
+// Issue writes ca.crt, node.crt and node.key for a node into a folder. The subject
+// is the name, below organizational units where some are given.
+func (ca *CA) Issue(t testing.TB, dir, name, address string, units ...string) {
 	t.Helper()
 	key := newKey(t)
-	cert := ca.sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
+	cert := ca.sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: name, OrganizationalUnit: units}, DNSNames: []string{name},
 		IPAddresses: []net.IP{net.ParseIP(address)}, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}, key)
 	der, err := x509.MarshalPKCS8PrivateKey(key)
