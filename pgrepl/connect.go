@@ -24,22 +24,28 @@ const connectTimeout = 5 * time.Second
 // connect opens an admin session over the local socket. It commits locally: what
 // it writes must not wait for standbys that are not there yet.
 func (s *Server) connect(ctx context.Context) (*pgx.Conn, error) {
-	return s.dial(ctx, AdminRole, map[string]string{
+	return s.connectTo(ctx, s.SocketDir, "postgres")
+}
+
+// connectTo is connect to one database, of the server that has its socket in dir.
+func (s *Server) connectTo(ctx context.Context, dir, database string) (*pgx.Conn, error) {
+	return s.dial(ctx, dir, database, map[string]string{
 		"synchronous_commit": "local", "statement_timeout": "0", "lock_timeout": "0",
 		"idle_session_timeout": "0", "search_path": "pg_catalog",
 	})
 }
 
 func (s *Server) connectReplication(ctx context.Context) (*pgx.Conn, error) {
-	return s.dial(ctx, AdminRole, map[string]string{"replication": "database"})
+	return s.dial(ctx, s.SocketDir, "postgres", map[string]string{"replication": "database"})
 }
 
-func (s *Server) dial(ctx context.Context, role string, params map[string]string) (*pgx.Conn, error) {
+// dial opens a session of AdminRole.
+func (s *Server) dial(ctx context.Context, dir, database string, params map[string]string) (*pgx.Conn, error) {
 	conf, err := pgx.ParseConfig("sslmode=disable")
 	if err != nil {
 		return nil, fmt.Errorf("connect to postgresql: %w", err)
 	}
-	conf.Host, conf.Port, conf.User, conf.Database = s.SocketDir, uint16(s.Port), role, "postgres"
+	conf.Host, conf.Port, conf.User, conf.Database = dir, uint16(s.Port), AdminRole, database
 	conf.Password, conf.TLSConfig, conf.Fallbacks = "", nil, nil
 	conf.ConnectTimeout = connectTimeout
 	conf.RuntimeParams = map[string]string{"application_name": ownApp}

@@ -49,6 +49,8 @@ var (
 	// ErrRunning: the data directory is in use by a server, which must be
 	// stopped first.
 	ErrRunning = errors.New("postgresql is running on this data directory")
+	// ErrStandby: the server is a standby.
+	ErrStandby = errors.New("postgresql is a standby")
 	// ErrNotStandby: the server is a primary.
 	ErrNotStandby = errors.New("postgresql is not a standby")
 	// ErrOverridden: a setting that understudy owns is set elsewhere too, and

@@ -24,6 +24,10 @@ func (s *Server) EnsureSlots(ctx context.Context, nodes []string) error {
 	}{
 		{`select pg_drop_replication_slot(slot_name) ` + ourSlots + ` and not active
 			and (slot_name <> all($1::text[]) or wal_status = 'lost' or restart_lsn is null)`, []any{want}},
+		// What a former active kept of its divergence is worth nothing once it has
+		// received the WAL of another node.
+		{`select pg_drop_replication_slot(slot_name) ` + divergenceSlots + ` and not active
+			and pg_is_in_recovery() and pg_last_wal_receive_lsn() >= pg_last_wal_replay_lsn()`, nil},
 		{`select pg_create_physical_replication_slot(name, true) from unnest($1::text[]) name
 			where not exists (select from pg_replication_slots where slot_name = name)`, []any{want}},
 		{`select pg_replication_slot_advance(slot_name, pg_last_wal_replay_lsn()) ` + ourSlots + ` and not active
@@ -40,5 +44,14 @@ func (s *Server) EnsureSlots(ctx context.Context, nodes []string) error {
 // character.
 const ourSlots = `from pg_replication_slots where slot_type = 'physical' and starts_with(slot_name, '` + slotPrefix + `')`
 
-// DropSlots drops the slots of understudy that nobody reads.
-func (s *Server) DropSlots(ctx context.Context) error { return s.EnsureSlots(ctx, nil) }
+// DropSlots drops the slots of understudy that nobody reads, those of
+// KeepDivergence too.
+func (s *Server) DropSlots(ctx context.Context) error {
+	if err := s.EnsureSlots(ctx, nil); err != nil {
+		return err
+	}
+	if err := s.sql(ctx, `select pg_drop_replication_slot(slot_name) `+divergenceSlots+` and not active`); err != nil {
+		return fmt.Errorf("drop replication slots: %w", err)
+	}
+	return nil
+}

@@ -21,7 +21,9 @@ func timelineOf(hex string) cluster.Timeline {
 // It also locks the quorum until the next SetQuorum. Without a server the
 // configuration is written for its next start and the error wraps ErrNotRunning;
 // on a server that is starting it is taken up, and the error wraps ErrStarting.
-// On a primary nothing is done and the error is ErrNotStandby.
+// On a primary nothing is done and the error is ErrNotStandby. A standby that
+// has skipped timelines for a promotion that did not come is stopped, and the
+// error wraps ErrNotRunning.
 func (s *Server) Follow(ctx context.Context, up Upstream) error {
 	if err := s.follow(ctx, up); err != nil {
 		return fmt.Errorf("follow %s: %w", up, err)
@@ -35,7 +37,7 @@ func (s *Server) follow(ctx context.Context, up Upstream) error {
 		return ErrNotStandby
 	}
 	changed, err := s.change(ctx, func(d *dynamic) { s.point(d, up) })
-	if err != nil {
+	if err := errors.Join(err, s.unskip(ctx)); err != nil {
 		return err
 	}
 	return s.inEffect(ctx, changed)

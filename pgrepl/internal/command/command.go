@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/user"
@@ -83,6 +84,7 @@ type Op struct {
 	Env   []string          // beside a minimal environment with LC_ALL=C
 	Stdin string            // empty: /dev/null
 	Line  func(line string) // gets each line of stderr as it comes; may be nil
+	Out   io.Writer         // gets standard output; nil: Run returns it
 }
 
 // stopGrace is how long a program may take to end by SIGTERM.
@@ -136,6 +138,9 @@ func (r Runner) run(ctx context.Context, op Op) (string, error) {
 	cmd.Dir = "/"
 	cmd.Env = append([]string{"PATH=/usr/bin:/bin", "LC_ALL=C"}, op.Env...)
 	cmd.Stdout, cmd.Stderr = &out, tail
+	if op.Out != nil {
+		cmd.Stdout = op.Out
+	}
 	if op.Stdin != "" {
 		cmd.Stdin = strings.NewReader(op.Stdin)
 	}
