@@ -111,6 +111,9 @@ func TestMembersAreServed(t *testing.T) {
 	if a, err := c.Rally(t.Context(), s.self); err != nil || !a.Serving || a.Verdict != cluster.Minority {
 		t.Errorf("rally: %+v, %v", a, err)
 	}
+	if l, err := c.LastWrite(t.Context(), s.self, 60); err != nil || l.At.Unix() != 60 {
+		t.Errorf("last write: %+v, %v", l, err)
+	}
 	check(t, c.Claim(t.Context(), s.self, cluster.Answer{Node: "n9", Side: &cluster.Side{Leader: "n9"}}))
 	if len(s.node.claims) != 1 || s.node.claims[0].Node != "n2" || s.node.claims[0].Side == nil {
 		t.Errorf("claimed by %+v", s.node.claims)
@@ -129,6 +132,7 @@ func TestWhoIsRefused(t *testing.T) {
 		"detach":     func(c *api.Client) error { _, err := c.Detach(t.Context(), s.self, 8, 1); return err },
 		"vouch":      func(c *api.Client) error { return c.Vouch(t.Context(), s.self, "n2", 8) },
 		"rally":      func(c *api.Client) error { _, err := c.Rally(t.Context(), s.self); return err },
+		"last-write": func(c *api.Client) error { _, err := c.LastWrite(t.Context(), s.self, 1); return err },
 		"claim":      func(c *api.Client) error { return c.Claim(t.Context(), s.self, cluster.Answer{Node: "n2"}) },
 		"set-active": func(c *api.Client) error { return c.SetActive(t.Context(), s.self, "n2") },
 	}
@@ -157,7 +161,7 @@ func TestWhoIsRefused(t *testing.T) {
 		})
 	}
 	runner := api.NewClient(s.as(t, "n4"))
-	for _, vote := range []string{"detach", "vouch", "rally", "claim"} {
+	for _, vote := range []string{"detach", "vouch", "rally", "claim", "last-write"} {
 		mustBe(t, calls[vote](runner), 403, api.CodeForbidden)
 	}
 	if len(s.node.asked)+len(s.node.targets)+len(s.node.vouched)+len(s.node.claims) != 0 {

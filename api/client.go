@@ -66,6 +66,12 @@ func (c *Client) Claim(ctx context.Context, active cluster.Node, a cluster.Answe
 	return c.call(ctx, http.MethodPost, active, "claim", a, nil)
 }
 
+// LastWrite asks when data on the node was last changed after an LSN.
+func (c *Client) LastWrite(ctx context.Context, n cluster.Node, after cluster.LSN) (w cluster.LastWrite, err error) {
+	err = c.call(ctx, http.MethodPost, n, "last-write", LastWriteRequest{after}, &w)
+	return w, err
+}
+
 // SetActive asks the active node to hand over to target.
 func (c *Client) SetActive(ctx context.Context, active cluster.Node, target string) error {
 	return c.call(ctx, http.MethodPost, active, "set-active", SetActiveRequest{target}, nil)

@@ -26,6 +26,7 @@ type Voter interface {
 	Rally(ctx context.Context) (cluster.Answer, error)
 	// Claim hears a node whose part was cut off. An *Error with CodeKept is final.
 	Claim(ctx context.Context, a cluster.Answer) error
+	LastWrite(ctx context.Context, after cluster.LSN) (cluster.LastWrite, error)
 }
 
 // Backend is what the API serves.
@@ -73,6 +74,9 @@ func Handler(b Backend) http.Handler {
 			return struct{}{}, b.Voter.Claim(ctx, in)
 		})
 	}))
+	mux.Handle("POST /api/v1/last-write", b.managers(func(w http.ResponseWriter, r *http.Request) {
+		answer(w, r, func(ctx context.Context, in LastWriteRequest) (any, error) { return b.Voter.LastWrite(ctx, in.After) })
+	}))
 	mux.Handle("POST /api/v1/set-active", b.members(func(w http.ResponseWriter, r *http.Request) {
 		if b.Node.Mode() != cluster.MajorityMode {
 			fail(w, Errorf(http.StatusConflict, CodeNotActive, "this node is not the active one"))
@@ -97,6 +101,12 @@ type DetachRequest struct {
 // epoch, and Consul does not hear it.
 type VouchRequest struct {
 	Epoch cluster.Epoch `json:"epoch"`
+}
+
+// LastWriteRequest is the body of POST /api/v1/last-write; the reply is a
+// cluster.LastWrite.
+type LastWriteRequest struct {
+	After cluster.LSN `json:"after"`
 }
 
 // SetActiveRequest is the body of POST /api/v1/set-active.

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/understudy-ha/understudy/api"
 	"github.com/understudy-ha/understudy/cluster"
@@ -52,6 +53,10 @@ func (n *fakeNode) Rally(context.Context) (cluster.Answer, error) {
 func (n *fakeNode) Claim(_ context.Context, a cluster.Answer) error {
 	n.claims = append(n.claims, a)
 	return n.err
+}
+
+func (n *fakeNode) LastWrite(_ context.Context, after cluster.LSN) (cluster.LastWrite, error) {
+	return cluster.LastWrite{At: time.Unix(int64(after), 0)}, n.err
 }
 
 func (n *fakeNode) HandOver(_ context.Context, target string) error {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 )
 
 // Answer is what a node says when it is asked to detach for an epoch. It has
@@ -22,9 +21,8 @@ type Answer struct {
 	Files    Tri      `json:"files"`             // it has every file of the last active
 	Seen     LSN      `json:"seen,omitempty"`    // end of the last active's WAL, as far as it was told
 
-	Side       *Side     `json:"side,omitempty"` // its WAL is that of a part that was cut off
-	LastCommit time.Time `json:"last_commit"`    // of the last transaction that changed data; zero: not known
-	At         time.Time `json:"at"`             // its wall clock, when it answered
+	Side *Side      `json:"side,omitempty"`       // its WAL is that of a part that was cut off
+	Last *LastWrite `json:"last_write,omitempty"` // looked for only where there is a Side; nil: not known
 
 	Verdict Verdict `json:"verdict,omitempty"` // in a rally: where its watcher says it is
 	Serving bool    `json:"serving,omitempty"` // in a rally: it serves its part already

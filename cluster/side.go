@@ -76,7 +76,7 @@ func ElectSide(v View, answers []Answer) Outcome {
 	b := Ballot{View: v}
 	slices.SortFunc(e.fit, func(x, y Answer) int {
 		if x.Serving || y.Serving {
-			return cmp.Or(compareTrue(x.Serving, y.Serving), y.LastCommit.Compare(x.LastCommit), strings.Compare(x.Node, y.Node))
+			return cmp.Or(compareTrue(x.Serving, y.Serving), latest(x, y), strings.Compare(x.Node, y.Node))
 		}
 		return cmp.Or(cmp.Compare(y.Position.Timeline, x.Position.Timeline), preference(b, x, y))
 	})
@@ -104,29 +104,59 @@ func compareTrue(x, y bool) int {
 	return 1
 }
 
+// LastWrite is when data on a node was last changed, after a fork.
+type LastWrite struct {
+	At    time.Time `json:"at"`    // when that was committed; zero: nothing was, since
+	Clock time.Time `json:"clock"` // the node's clock when it answered
+}
+
 // SideWins decides whose database goes on where two lines have both been
 // written: the cluster's own, which holds what the majority acknowledged, or
 // that of a part which was cut off. It is the one whose last transaction came
 // later; but where that cannot be told, because a time is unknown, the two are
 // too close, or the clocks are apart, the cluster's own goes on.
 func SideWins(mode HealMode, own, side Answer) (bool, string) {
-	apart := own.At.Sub(side.At).Abs()
-	switch later := side.LastCommit.Sub(own.LastCommit); {
+	switch {
 	case mode == HealMajority:
 		return false, "heal is majority"
-	case side.LastCommit.IsZero():
-		return false, "when the part that was cut off was last written is not known"
+	case own.Last == nil || side.Last == nil:
+		return false, fmt.Sprintf("when %s and %s were last written is not known", own.Node, side.Node)
+	case side.Last.At.IsZero():
+		return false, "nothing was written on " + side.Node
+	}
+	apart, later := own.Last.Clock.Sub(side.Last.Clock).Abs(), side.Last.At.Sub(own.Last.At)
+	switch {
+	case own.Last.At.IsZero():
+		return true, "nothing was written on " + own.Node
 	case apart > ClockSkew:
 		return false, fmt.Sprintf("the clocks of %s and %s are %s apart, so their commits cannot be compared", own.Node, side.Node, apart.Round(time.Second))
-	case !own.LastCommit.IsZero() && later <= ClockSkew:
-		return false, fmt.Sprintf("the last commit on %s was at %s, on %s at %s", own.Node, stamp(own.LastCommit), side.Node, stamp(side.LastCommit))
-	case own.LastCommit.IsZero():
-		return false, "when the majority was last written is not known"
 	}
-	return true, fmt.Sprintf("the last commit on %s was at %s, on %s only at %s", side.Node, stamp(side.LastCommit), own.Node, stamp(own.LastCommit))
+	return later > ClockSkew, fmt.Sprintf("the last commit on %s was at %s, on %s at %s", own.Node, stamp(own.Last.At), side.Node, stamp(side.Last.At))
 }
 
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05.000") }
+
+// latest orders answers by their last write, the latest first.
+func latest(x, y Answer) int {
+	at := func(a Answer) (t time.Time) {
+		if a.Last != nil {
+			t = a.Last.At
+		}
+		return t
+	}
+	return at(y).Compare(at(x))
+}
+
+// Forked returns where the parts that were cut off left the cluster's own line,
+// at the earliest; not ok where no answer comes from such a part.
+func Forked(answers []Answer) (at LSN, ok bool) {
+	for _, a := range answers {
+		if a.Side != nil && (!ok || a.Side.Fork.LSN < at) {
+			at, ok = a.Side.Fork.LSN, true
+		}
+	}
+	return at, ok
+}
 
 // tipOf finds the end of the line of timelines that the cluster goes on with.
 // Timelines grow by promotions that an election allowed, so the latest is the
@@ -145,11 +175,11 @@ func tipOf(b Ballot) (tip Answer, found bool) {
 	}
 	slices.SortFunc(own, furthest)
 	for _, o := range own {
-		if own[0].leads(o) && o.LastCommit.After(own[0].LastCommit) {
-			own[0].LastCommit = o.LastCommit // the end of a standby's WAL may tell no time
+		if own[0].leads(o) && (own[0].Last == nil || latest(o, own[0]) < 0) {
+			own[0].Last = o.Last // any of them tells when the line was last written
 		}
 	}
-	slices.SortFunc(sides, func(x, y Answer) int { return cmp.Or(y.LastCommit.Compare(x.LastCommit), furthest(x, y)) })
+	slices.SortFunc(sides, func(x, y Answer) int { return cmp.Or(latest(x, y), furthest(x, y)) })
 	switch {
 	case len(own)+len(sides) == 0:
 		return Answer{}, false

@@ -45,6 +45,9 @@ func (l Layout) Handler() string { return filepath.Join(l.State, "handler.json")
 // Known is the cluster as handler-runner last saw it in Consul.
 func (l Layout) Known() string { return filepath.Join(l.State, "cluster.json") }
 
+// Divergence holds what this node wrote on a losing side, an export a folder.
+func (l Layout) Divergence() string { return filepath.Join(l.State, "divergence") }
+
 // Membership is how far start or join has come on this host.
 func (l Layout) Membership() string { return filepath.Join(l.State, "membership.json") }
 

@@ -45,7 +45,7 @@ func (h *Handler) act(ctx context.Context, a cluster.Action, o cluster.Observati
 		}
 	case cluster.Claim:
 		if h.rested() {
-			h.job.start(ctx, a, h.claim, h.claimed)
+			h.job.start(ctx, a, h.claim, h.answered)
 		}
 	case cluster.OpenReads:
 		return h.Postgres.Gate(try, true)

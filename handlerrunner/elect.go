@@ -88,7 +88,7 @@ func (h *Handler) redeem() {
 // answer tells the final position. The caller holds moving and has promised.
 func (h *Handler) answer(ctx context.Context, promise cluster.Epoch) (cluster.Answer, error) {
 	_, d, db := h.snapshot()
-	a := cluster.Answer{Node: h.Node, Epoch: promise, SystemID: db.SystemID, Seen: db.Seen, Files: h.Files().Complete, Side: d.Side, At: time.Now()}
+	a := cluster.Answer{Node: h.Node, Epoch: promise, SystemID: db.SystemID, Seen: db.Seen, Files: h.Files().Complete, Side: d.Side}
 	pos, err := h.Replication.Detach(ctx)
 	if err != nil {
 		return a, fmt.Errorf("detach for epoch %d: %w", promise, err)
@@ -101,7 +101,6 @@ func (h *Handler) answer(ctx context.Context, promise cluster.Epoch) (cluster.An
 	if err == nil {
 		a.Complete = cluster.TriOf(complete)
 	}
-	a.LastCommit = h.lastCommit(ctx)
 	a.Problem = h.problem(ctx)
 	return a, nil
 }
@@ -151,6 +150,7 @@ func (h *Handler) nextEpoch(view cluster.View) cluster.Epoch {
 // are kept.
 func (h *Handler) ballot(ctx context.Context, b cluster.Ballot, began time.Time) error {
 	b.Answers = append(b.Answers, h.ask(ctx, b)...)
+	h.weigh(ctx, b.View, b.Answers)
 	out := cluster.Elect(b)
 	asked := time.Since(began)
 	if out.Winner == "" {

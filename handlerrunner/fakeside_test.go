@@ -48,10 +48,21 @@ func (p *fakePeers) Claim(ctx context.Context, node cluster.Node, a cluster.Answ
 // the world.
 type fakeDivergence struct{ h *host }
 
-func (d *fakeDivergence) LastCommit(context.Context) (time.Time, error) {
+func (p *fakePeers) LastWrite(ctx context.Context, node cluster.Node, after cluster.LSN) (cluster.LastWrite, error) {
+	handler, err := p.reach(ctx, node.Name)
+	if err != nil {
+		return cluster.LastWrite{}, err
+	}
+	return handler.LastWrite(ctx, after)
+}
+
+func (d *fakeDivergence) LastCommit(_ context.Context, after cluster.LSN) (time.Time, error) {
 	d.h.w.mu.Lock()
 	defer d.h.w.mu.Unlock()
-	for _, id := range slices.Backward(d.h.pg.wal) {
+	for i, id := range slices.Backward(d.h.pg.wal) {
+		if i < int(after/recordSize) {
+			break
+		}
 		if at, ok := d.h.w.madeAt[id]; ok {
 			return at, nil
 		}
@@ -66,7 +77,7 @@ func (d *fakeDivergence) SkipTimelines(_ context.Context, n int) error {
 	return nil
 }
 
-func (d *fakeDivergence) Export(ctx context.Context, _ cluster.Epoch, fork cluster.Position) error {
+func (d *fakeDivergence) Export(ctx context.Context, _ cluster.Epoch, fork cluster.LSN) error {
 	if err := d.h.pause(ctx, 100*time.Millisecond); err != nil {
 		return err
 	}
@@ -74,7 +85,7 @@ func (d *fakeDivergence) Export(ctx context.Context, _ cluster.Epoch, fork clust
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var commits []int
-	for _, id := range p.wal[fork.LSN/recordSize:] {
+	for _, id := range p.wal[fork/recordSize:] {
 		if id > 0 {
 			commits = append(commits, id)
 		}
@@ -86,4 +97,4 @@ func (d *fakeDivergence) Export(ctx context.Context, _ cluster.Epoch, fork clust
 	return nil
 }
 
-func (d *fakeDivergence) Advance(context.Context, cluster.LSN) error { return nil }
+func (d *fakeDivergence) Keep(context.Context, cluster.LSN) error { return nil }

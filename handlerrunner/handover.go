@@ -11,7 +11,7 @@ import (
 // order asks the driver of an active node to hand over.
 type order struct {
 	target string
-	claim  *cluster.Answer // the target has served a part, and its database goes on
+	claim  *claimed // the target has served a part, and its database goes on
 	done   chan error
 }
 
@@ -64,8 +64,7 @@ func (h *Handler) handOver(ctx context.Context, o order) error {
 	if err := h.eachUnit(ctx, h.LeaderUnits, false); err != nil {
 		h.Log.Warn("leader units not stopped", "error", err)
 	}
-	last, err := h.closing(ctx, o)
-	if err != nil {
+	if err := h.closing(ctx, o); err != nil {
 		return fmt.Errorf("hand over: %w", err)
 	}
 	if err := h.fence(ctx); err != nil {
@@ -74,7 +73,7 @@ func (h *Handler) handOver(ctx context.Context, o order) error {
 	// From here on the lock is free: if this names nobody, the standbys and
 	// this node hold an ordinary election when its time is over.
 	h.tenure.end(ctx)
-	if err := h.succession(ctx, o.target, last, began); err != nil {
+	if err := h.succession(ctx, o, began); err != nil {
 		return fmt.Errorf("hand over: %w; an ordinary election follows", err)
 	}
 	now, err := h.Store.View(ctx)
@@ -88,27 +87,27 @@ func (h *Handler) handOver(ctx context.Context, o order) error {
 }
 
 // closing looks once more at a claim when no client can commit any more, and
-// takes the clients back if one has meanwhile. It returns the last commit's time.
-func (h *Handler) closing(ctx context.Context, o order) (time.Time, error) {
+// takes the clients back if one has meanwhile.
+func (h *Handler) closing(ctx context.Context, o order) error {
 	if o.claim == nil {
-		return time.Time{}, nil
+		return nil
 	}
 	if err := h.Postgres.Gate(ctx, false); err != nil {
-		return time.Time{}, err
+		return err
 	}
-	kept := h.yields(ctx, *o.claim)
+	kept := h.yields(ctx, o.claim.Answer, o.claim.upTo)
 	if kept == nil {
-		return h.lastCommit(ctx), nil
+		return nil
 	}
 	_, d, db := h.snapshot()
 	if err := h.Postgres.Gate(ctx, true); err != nil {
-		return time.Time{}, err
+		return err
 	}
 	again := cluster.Leader{Node: h.Node, Epoch: d.Tried, Ready: true, Timeline: db.Position.Timeline}
 	if err := h.tenure.held().Update(ctx, again); err != nil {
-		return time.Time{}, err
+		return err
 	}
-	return time.Time{}, kept
+	return kept
 }
 
 // mayHandOver refuses what could not be done, before anything is stopped.
@@ -131,7 +130,7 @@ func (h *Handler) mayHandOver(ctx context.Context, o order) error {
 }
 
 // succession holds the election of a node that has stopped its server.
-func (h *Handler) succession(ctx context.Context, target string, last time.Time, began time.Time) error {
+func (h *Handler) succession(ctx context.Context, o order, began time.Time) error {
 	view, err := h.Store.View(ctx)
 	if err != nil {
 		return err
@@ -140,9 +139,11 @@ func (h *Handler) succession(ctx context.Context, target string, last time.Time,
 	if err != nil {
 		return err
 	}
-	own.LastCommit = last
+	if o.claim != nil {
+		own.Last = &cluster.LastWrite{Clock: time.Now()} // nothing that counts: see closing
+	}
 	return h.ballot(ctx, cluster.Ballot{
-		View: view, Epoch: own.Epoch, Answers: []cluster.Answer{own}, Target: target, Exclude: []string{h.Node},
+		View: view, Epoch: own.Epoch, Answers: []cluster.Answer{own}, Target: o.target, Exclude: []string{h.Node},
 	}, began)
 }
 
@@ -163,7 +164,7 @@ func (h *Handler) final(ctx context.Context, epoch cluster.Epoch, seen uint64) (
 	if _, err := h.promise(epoch, seen); err != nil {
 		return cluster.Answer{}, err
 	}
-	return cluster.Answer{Node: h.Node, Epoch: epoch, Position: pos, History: history, SystemID: db.SystemID, Complete: cluster.Yes, Files: h.Files().Complete, At: time.Now()}, nil
+	return cluster.Answer{Node: h.Node, Epoch: epoch, Position: pos, History: history, SystemID: db.SystemID, Complete: cluster.Yes, Files: h.Files().Complete}, nil
 }
 
 // ready refuses a target that could not take over.

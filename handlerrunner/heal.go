@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/understudy-ha/understudy/cluster"
@@ -13,19 +14,63 @@ import (
 // the one that goes on.
 var ErrKept = errors.New("the majority's database goes on")
 
+// weighWithin bounds the search for the last commit in the WAL.
+const weighWithin = 20 * time.Second
+
+// claimWithin bounds a claim: two looks into the WAL, and a hand-over.
+const claimWithin = 90 * time.Second
+
+// weigh completes the answers of an election in which a part that was cut off
+// has a say: when was each written last. The look into the WAL takes its time,
+// and is spared everywhere else.
+func (h *Handler) weigh(ctx context.Context, view cluster.View, answers []cluster.Answer) {
+	fork, parted := cluster.Forked(answers)
+	if !parted {
+		return
+	}
+	var all sync.WaitGroup
+	for i := range answers {
+		if answers[i].Last != nil {
+			continue
+		}
+		all.Go(func() {
+			w, err := h.lastWriteOf(ctx, view.Nodes[answers[i].Node], fork)
+			if err != nil {
+				h.Log.Warn("when a node was last written is not known", "node", answers[i].Node, "error", err)
+				return
+			}
+			answers[i].Last = &w
+		})
+	}
+	all.Wait()
+}
+
+func (h *Handler) lastWriteOf(ctx context.Context, node cluster.Node, after cluster.LSN) (cluster.LastWrite, error) {
+	if node.Name == h.Node {
+		return h.LastWrite(ctx, after)
+	}
+	return h.Parts.LastWrite(ctx, node, after)
+}
+
 // claim asks the active node whether the database of the part that this node has
 // served is the one that goes on. Where it is, this node is named and promotes as
 // ever; else what it wrote is exported and it is rewound.
 func (h *Handler) claim(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, promoteWithin)
+	ctx, cancel := context.WithTimeout(ctx, claimWithin)
 	defer cancel()
 	view, d, db := h.snapshot()
-	a := cluster.Answer{Node: h.Node, Position: db.Position, Side: d.Side, LastCommit: h.lastCommit(ctx), At: time.Now()}
-	err := h.Parts.Claim(ctx, view.Nodes[view.Leader.Node], a)
+	if d.Side == nil {
+		return nil // settled meanwhile
+	}
+	last, err := h.LastWrite(ctx, d.Side.Fork.LSN)
+	if err != nil {
+		return err
+	}
+	err = h.Parts.Claim(ctx, view.Nodes[view.Leader.Node], cluster.Answer{Node: h.Node, Position: db.Position, Side: d.Side, Last: &last})
 	if !errors.Is(err, ErrKept) {
 		return err
 	}
-	h.Journal.Write("heal", view.Leader.Epoch, fmt.Sprintf("%s gives way to %s: %v", h.Node, view.Leader.Node, err), a)
+	h.Journal.Write("heal", view.Leader.Epoch, fmt.Sprintf("%s gives way to %s: %v", h.Node, view.Leader.Node, err), last)
 	h.moving.Lock()
 	defer h.moving.Unlock()
 	h.mu.Lock()
@@ -34,7 +79,7 @@ func (h *Handler) claim(ctx context.Context) error {
 	return h.keep()
 }
 
-func (h *Handler) claimed(err error) {
+func (h *Handler) answered(err error) {
 	if err != nil {
 		h.Log.Warn("claim", "error", err)
 		h.rest(time.Second)
@@ -48,16 +93,33 @@ func (h *Handler) Claim(ctx context.Context, a cluster.Answer) error {
 	if valid, _ := h.tenure.valid(time.Now()); !valid {
 		return fmt.Errorf("%s is not the active node", h.Node)
 	}
-	if err := h.yields(ctx, a); err != nil {
+	if a.Side == nil || a.Last == nil {
+		return errors.New("a claim tells where its part was cut off and when it was last written")
+	}
+	if err := h.yields(ctx, a, a.Side.Fork.LSN); err != nil {
 		return err
 	}
-	return h.order(ctx, order{target: a.Node, claim: &a})
+	_, _, db := h.snapshot()
+	return h.order(ctx, order{target: a.Node, claim: &claimed{a, db.Position.LSN}})
 }
 
-// yields returns nil if the claimant's database goes on.
-func (h *Handler) yields(ctx context.Context, a cluster.Answer) error {
+// claimed is a claim that was found right, by what had been written here up to
+// an LSN.
+type claimed struct {
+	cluster.Answer
+	upTo cluster.LSN
+}
+
+// yields returns nil if the claimant's database goes on, by what was written
+// here after an LSN.
+func (h *Handler) yields(ctx context.Context, a cluster.Answer, after cluster.LSN) error {
 	view, _, _ := h.snapshot()
-	own := cluster.Answer{Node: h.Node, LastCommit: h.lastCommit(ctx), At: time.Now()}
+	own := cluster.Answer{Node: h.Node}
+	if last, err := h.LastWrite(ctx, after); err == nil {
+		own.Last = &last
+	} else {
+		h.Log.Warn("when this node was last written is not known", "error", err)
+	}
 	wins, reason := cluster.SideWins(cluster.HealMode(view.Options("").Get("heal")), own, a)
 	if !wins {
 		return fmt.Errorf("%w: %s", ErrKept, reason)
@@ -78,7 +140,11 @@ func (h *Handler) preserve(ctx context.Context, d durable, db Database) error {
 	}
 	t := h.lastTip()
 	fork := t.history.Fork(t.timeline, own, db.Position)
-	if err := h.Divergence.Export(ctx, t.epoch, fork); err != nil {
+	epoch := d.Tried
+	if d.Side != nil {
+		epoch = d.Side.Epoch
+	}
+	if err := h.Divergence.Export(ctx, epoch, fork.LSN); err != nil {
 		return fmt.Errorf("export what was written after %s: %w", fork, err)
 	}
 	return nil

@@ -98,12 +98,18 @@ func (h *Handler) advance(ctx context.Context, db Database, others []string) {
 		return
 	}
 	h.advanced = time.Now()
-	h.job.start(ctx, cluster.Maintain, func(ctx context.Context) error { return h.Divergence.Advance(ctx, all) },
-		func(err error) {
-			if err != nil {
-				h.Log.Warn("changes that may be lost are not kept", "error", err)
-			}
-		})
+	h.job.start(ctx, cluster.Maintain, func(ctx context.Context) error {
+		h.keepChanges(ctx, all)
+		return nil
+	}, func(error) {})
+}
+
+// keepChanges keeps what may be lost. Without it an export falls back on a copy
+// of the directory, so an error is no reason to stop.
+func (h *Handler) keepChanges(ctx context.Context, confirmed cluster.LSN) {
+	if err := h.Divergence.Keep(ctx, confirmed); err != nil && ctx.Err() == nil {
+		h.Log.Warn("row changes are not all kept; an export would copy the directory", "error", err)
+	}
 }
 
 // caughtUp says whether k of the wanted members hold everything from before the

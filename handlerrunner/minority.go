@@ -16,7 +16,7 @@ import (
 func (h *Handler) Rally(ctx context.Context) (cluster.Answer, error) {
 	h.moving.Lock()
 	defer h.moving.Unlock()
-	a := cluster.Answer{Node: h.Node, Verdict: h.Verdict().Verdict, At: time.Now()}
+	a := cluster.Answer{Node: h.Node, Verdict: h.Verdict().Verdict}
 	if valid, _ := h.tenure.valid(time.Now()); valid || h.stands() {
 		a.Verdict = cluster.Majority // the lease is held with those who vouch
 		return a, nil
@@ -58,7 +58,6 @@ func (h *Handler) describe(ctx context.Context, a cluster.Answer) (cluster.Answe
 	if err == nil {
 		a.Complete = cluster.TriOf(complete)
 	}
-	a.LastCommit = h.lastCommit(ctx)
 	if mode := view.Options(h.Node).Get("minority_mode"); mode != string(cluster.MinorityActive) {
 		a.Problem = "its minority_mode is " + mode
 	} else {
@@ -67,13 +66,12 @@ func (h *Handler) describe(ctx context.Context, a cluster.Answer) (cluster.Answe
 	return a, nil
 }
 
-// lastCommit is when data on this node was last changed; zero: not known.
-func (h *Handler) lastCommit(ctx context.Context) time.Time {
-	t, err := h.Divergence.LastCommit(ctx)
-	if err != nil {
-		h.Log.Warn("time of the last commit not known", "error", err)
-	}
-	return t
+// LastWrite tells when data on this node was last changed after an LSN.
+func (h *Handler) LastWrite(ctx context.Context, after cluster.LSN) (cluster.LastWrite, error) {
+	ctx, cancel := context.WithTimeout(ctx, weighWithin)
+	defer cancel()
+	at, err := h.Divergence.LastCommit(ctx, after)
+	return cluster.LastWrite{At: at, Clock: time.Now()}, err
 }
 
 // rally chooses, with every node that this one reaches, who serves their part
@@ -211,6 +209,7 @@ func (h *Handler) serve(ctx context.Context) error {
 			return fmt.Errorf("serve the minority: %w", err)
 		}
 	}
+	h.keepChanges(ctx, 0)
 	if err := h.Postgres.Gate(ctx, true); err != nil {
 		return fmt.Errorf("serve the minority: %w", err)
 	}

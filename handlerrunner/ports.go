@@ -131,20 +131,23 @@ type Parts interface {
 	// Claim asks the active node to hand over to this one. It wraps ErrKept
 	// where that is refused for good.
 	Claim(ctx context.Context, node cluster.Node, a cluster.Answer) error
+	// LastWrite asks when the node's data was last changed after an LSN.
+	LastWrite(ctx context.Context, node cluster.Node, after cluster.LSN) (cluster.LastWrite, error)
 }
 
 // Divergence keeps what one side of a partition wrote and the other lacks.
 type Divergence interface {
-	// LastCommit is when data was last changed, by the clock of the node that
-	// did; zero: not known.
-	LastCommit(ctx context.Context) (time.Time, error)
+	// LastCommit is when data was last changed after an LSN, by the clock of
+	// the node that did; zero: it was not.
+	LastCommit(ctx context.Context, after cluster.LSN) (time.Time, error)
 	// SkipTimelines makes the next promotion pass over n timelines.
 	SkipTimelines(ctx context.Context, n int) error
-	// Export writes down every change of the stopped server after fork, for
-	// the epoch in which it is given up. It may be repeated.
-	Export(ctx context.Context, epoch cluster.Epoch, fork cluster.Position) error
-	// Advance forgets what all members hold.
-	Advance(ctx context.Context, lsn cluster.LSN) error
+	// Keep makes a primary keep its row changes from now on, and lets go of
+	// those up to an LSN that every member has confirmed.
+	Keep(ctx context.Context, confirmed cluster.LSN) error
+	// Export writes down every change of the stopped server after the fork,
+	// which it made in an epoch. It may be repeated.
+	Export(ctx context.Context, epoch cluster.Epoch, fork cluster.LSN) error
 }
 
 // Journal keeps the history of the cluster. Write does not block.

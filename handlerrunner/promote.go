@@ -58,8 +58,17 @@ func (h *Handler) promote(ctx context.Context) error {
 		return fmt.Errorf("promote: %w", err)
 	}
 	h.Journal.Write("promoted", epoch, fmt.Sprintf("%s ended recovery at %s", h.Node, start), start)
-	quorum, err := h.gather(ctx, mode, want, start)
-	if err != nil {
+	var quorum cluster.Quorum
+	gathered, both := errgroup.WithContext(ctx)
+	gathered.Go(func() (err error) {
+		quorum, err = h.gather(both, mode, want, start)
+		return err
+	})
+	gathered.Go(func() error {
+		h.keepChanges(both, 0)
+		return nil
+	})
+	if err := gathered.Wait(); err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
 	if err := h.publish(ctx, cluster.SyncSet{Epoch: epoch, Leader: h.Node, Members: quorum.Members, K: quorum.K}); err != nil {
