@@ -14,6 +14,9 @@ const (
 	// stopWithin bounds a fast shutdown; then the server is killed, which
 	// loses nothing that was acknowledged.
 	stopWithin = 3 * time.Second
+	// fenceWithin is the same for a node that has lost the lease: a fast
+	// shutdown also waits for standbys, and these may be out of reach.
+	fenceWithin = time.Second
 	actWithin  = 20 * time.Second
 )
 
@@ -52,7 +55,7 @@ func (h *Handler) act(ctx context.Context, a cluster.Action, o cluster.Observati
 	case cluster.Shut:
 		return h.Postgres.Gate(try, false)
 	case cluster.Fence:
-		return h.fence(try)
+		return h.fence(try, fenceWithin)
 	case cluster.StartPostgres:
 		return h.Units.Start(try, h.PostgresUnit)
 	case cluster.Follow:
@@ -103,14 +106,14 @@ func (h *Handler) eachUnit(ctx context.Context, units []string, run bool) error 
 }
 
 // fence stops PostgreSQL: fast, which ends every session and lets connected
-// standbys have all WAL, and by SIGKILL if that takes too long. It is done only
-// when the server was seen to be gone. A runner has none.
-func (h *Handler) fence(ctx context.Context) error {
+// standbys have all WAL, and by SIGKILL if that takes longer than within. It is done
+// only when the server was seen to be gone. A runner has none.
+func (h *Handler) fence(ctx context.Context, within time.Duration) error {
 	if h.Kind == cluster.Runner {
 		return nil
 	}
 	began := time.Now()
-	fast, cancel := context.WithTimeout(ctx, stopWithin)
+	fast, cancel := context.WithTimeout(ctx, within)
 	err := h.Units.Stop(fast, h.PostgresUnit)
 	cancel()
 	if err != nil {
@@ -170,7 +173,7 @@ func (h *Handler) rejoin(ctx context.Context) error {
 	}
 	// A rewind that was done for this epoch and did not help is not repeated.
 	clone := !complete || !h.forked(ctx, db) || h.rewound == view.Leader.Epoch || doubled(view.Leader, d, db)
-	if err := h.fence(ctx); err != nil {
+	if err := h.fence(ctx, stopWithin); err != nil {
 		return err
 	}
 	if !clone {

@@ -67,7 +67,7 @@ func (h *Handler) handOver(ctx context.Context, o order) error {
 	if err := h.closing(ctx, o); err != nil {
 		return fmt.Errorf("hand over: %w", err)
 	}
-	if err := h.fence(ctx); err != nil {
+	if err := h.fence(ctx, stopWithin); err != nil {
 		return fmt.Errorf("hand over: %w", err)
 	}
 	// From here on the lock is free: if this names nobody, the standbys and
