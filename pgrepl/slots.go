@@ -39,6 +39,3 @@ func (s *Server) EnsureSlots(ctx context.Context, nodes []string) error {
 // ourSlots begins with the prefix spelled out: in a pattern _ would be any
 // character.
 const ourSlots = `from pg_replication_slots where slot_type = 'physical' and starts_with(slot_name, '` + slotPrefix + `')`
-
-// DropSlots drops the slots of understudy that nobody reads.
-func (s *Server) DropSlots(ctx context.Context) error { return s.EnsureSlots(ctx, nil) }
