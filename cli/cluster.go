@@ -181,17 +181,27 @@ func (m *member) close() { m.reg.Close() }
 // died, and a little more.
 const leaderWithin = 8 * time.Second
 
-// view reads the cluster's state. While Consul elects a leader it waits.
-func (m *member) view(ctx context.Context) (cluster.View, error) {
+// patiently does what may be done twice, again and again while Consul elects a
+// leader.
+func patiently(ctx context.Context, do func() error) error {
 	end := time.Now().Add(leaderWithin)
-	v, err := m.reg.View(ctx)
+	err := do()
 	for errors.Is(err, registry.ErrNoLeader) && time.Now().Before(end) && ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
 		case <-time.After(200 * time.Millisecond):
 		}
-		v, err = m.reg.View(ctx)
+		err = do()
 	}
+	return err
+}
+
+// view reads the cluster's state. While Consul elects a leader it waits.
+func (m *member) view(ctx context.Context) (v cluster.View, err error) {
+	err = patiently(ctx, func() error {
+		v, err = m.reg.View(ctx)
+		return err
+	})
 	if err == nil {
 		err = node.SameCluster(m.host.Record, v)
 	}

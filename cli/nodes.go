@@ -265,9 +265,11 @@ func updateNode(c *urfave.Context) error {
 	if _, ok := view.Nodes[name]; !ok {
 		return unknownNode(name)
 	}
-	err = m.reg.UpdateNode(c.Context, name, func(n *cluster.Node) error {
-		n.Options = n.Options.With(o)
-		return nil
+	err = patiently(c.Context, func() error {
+		return m.reg.UpdateNode(c.Context, name, func(n *cluster.Node) error {
+			n.Options = n.Options.With(o)
+			return nil
+		})
 	})
 	if err == nil {
 		fmt.Fprintf(out(c), "%s updated\n", name)

@@ -175,7 +175,10 @@ func setOptions(c *urfave.Context) error {
 		return err
 	}
 	defer m.close()
-	if _, err := m.reg.SetOptions(c.Context, o); err != nil {
+	if err := patiently(c.Context, func() error {
+		_, err := m.reg.SetOptions(c.Context, o)
+		return err
+	}); err != nil {
 		return err
 	}
 	for name := range o {

@@ -17,7 +17,7 @@ const (
 	// fenceWithin is the same for a node that has lost the lease: a fast
 	// shutdown also waits for standbys, and these may be out of reach.
 	fenceWithin = time.Second
-	actWithin  = 20 * time.Second
+	actWithin   = 20 * time.Second
 )
 
 // act does one action, or starts it where it takes long.

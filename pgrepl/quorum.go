@@ -139,16 +139,3 @@ func (s *Server) applyNames(ctx context.Context, names string, members []string,
 		return inEffect, err
 	})
 }
-
-// Flushed counts the members that stream from this primary and have flushed its
-// WAL up to lsn.
-func (s *Server) Flushed(ctx context.Context, lsn cluster.LSN, members []string) (int, error) {
-	var n int
-	err := s.row(ctx, `select count(distinct application_name) from pg_stat_replication
-		where state = 'streaming' and application_name = any($1::text[]) and flush_lsn >= $2::text::pg_lsn`,
-		[]any{members, lsn.String()}, &n)
-	if err != nil {
-		return 0, fmt.Errorf("count who has flushed %s: %w", lsn, err)
-	}
-	return n, nil
-}

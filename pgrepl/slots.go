@@ -43,15 +43,3 @@ func (s *Server) EnsureSlots(ctx context.Context, nodes []string) error {
 // ourSlots begins with the prefix spelled out: in a pattern _ would be any
 // character.
 const ourSlots = `from pg_replication_slots where slot_type = 'physical' and starts_with(slot_name, '` + slotPrefix + `')`
-
-// DropSlots drops the slots of understudy that nobody reads, those of
-// KeepDivergence too.
-func (s *Server) DropSlots(ctx context.Context) error {
-	if err := s.EnsureSlots(ctx, nil); err != nil {
-		return err
-	}
-	if err := s.sql(ctx, `select pg_drop_replication_slot(slot_name) `+divergenceSlots+` and not active`); err != nil {
-		return fmt.Errorf("drop replication slots: %w", err)
-	}
-	return nil
-}

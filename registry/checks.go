@@ -58,17 +58,6 @@ func (c *Client) RegisterChecks(ctx context.Context, ttls map[cluster.Check]time
 	return nil
 }
 
-// DeregisterChecks takes the service and its checks from the local agent.
-func (c *Client) DeregisterChecks(ctx context.Context) error {
-	ctx, cancel := c.bound(ctx)
-	defer cancel()
-	err := c.api.Agent().ServiceDeregisterOpts(cluster.ServiceID, (&api.QueryOptions{}).WithContext(ctx))
-	if err != nil && !isStatus(err, http.StatusNotFound) {
-		return failed("deregister service "+cluster.ServiceID, err)
-	}
-	return nil
-}
-
 // Post gives the local agent the result of a check and starts its TTL afresh. A
 // failure frees the locks of the sessions that are bound to it, within
 // milliseconds. It needs no Consul leader. The error wraps ErrNotRegistered when

@@ -63,30 +63,7 @@ func (c *Client) info(ctx context.Context) (cluster.Info, error) {
 // checked them with cluster.CheckOptions.
 func (c *Client) SetOptions(ctx context.Context, change cluster.Options) (cluster.Options, error) {
 	var set cluster.Options
-	err := c.modifyInfo(ctx, func(info *cluster.Info) {
-		info.Options = info.Options.With(change)
-		set = info.Options
-	})
-	return set, err
-}
-
-// SetSystemID records PostgreSQL's system identifier, once it is known. It never
-// replaces another one.
-func (c *Client) SetSystemID(ctx context.Context, id string) error {
-	var other string
-	err := c.modifyInfo(ctx, func(info *cluster.Info) {
-		if other = info.SystemID; other == "" {
-			info.SystemID = id
-		}
-	})
-	if err == nil && other != "" && other != id {
-		return fmt.Errorf("record system identifier %s: %w with %s", id, ErrClusterExists, other)
-	}
-	return err
-}
-
-func (c *Client) modifyInfo(ctx context.Context, f func(*cluster.Info)) error {
-	return c.modify(ctx, keyCluster, func(old *api.KVPair) ([]byte, error) {
+	err := c.modify(ctx, keyCluster, func(old *api.KVPair) ([]byte, error) {
 		if old == nil {
 			return nil, ErrNoCluster
 		}
@@ -94,9 +71,11 @@ func (c *Client) modifyInfo(ctx context.Context, f func(*cluster.Info)) error {
 		if err := decode(old, &info); err != nil {
 			return nil, err
 		}
-		f(&info)
+		info.Options = info.Options.With(change)
+		set = info.Options
 		return encode(info), nil
 	})
+	return set, err
 }
 
 // AddNode makes n a member, and deletes a tombstone of its name in the same

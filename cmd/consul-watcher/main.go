@@ -4,34 +4,17 @@ package main
 
 import (
 	"context"
-	"flag"
-	"fmt"
 	"net/netip"
-	"os"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 
+	"github.com/understudy-ha/understudy/cmd/internal/daemon"
 	"github.com/understudy-ha/understudy/node"
 	"github.com/understudy-ha/understudy/watcher"
 )
 
-func main() {
-	root := flag.String("root", "/", "directory that all paths of the node are under")
-	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, *root); err != nil {
-		fmt.Fprintln(os.Stderr, "consul-watcher:", err)
-		os.Exit(1)
-	}
-}
+func main() { daemon.Main("consul-watcher", run) }
 
-func run(ctx context.Context, root string) error {
-	host, err := node.OpenMember(root, "consul-watcher")
-	if err != nil {
-		return err
-	}
+func run(ctx context.Context, host *node.Host) error {
 	reg, err := host.Registry()
 	if err != nil {
 		return err

@@ -4,36 +4,23 @@ package main
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"os"
-	"os/signal"
-	"syscall"
 
+	"github.com/understudy-ha/understudy/cmd/internal/daemon"
 	"github.com/understudy-ha/understudy/filesync"
 	"github.com/understudy-ha/understudy/node"
 )
 
 func main() {
-	root := flag.String("root", "/", "directory that all paths of the node are under")
-	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	err := filesync.Quiet()
-	if err == nil {
-		err = run(ctx, *root)
-	}
-	if err != nil {
+	if err := filesync.Quiet(); err != nil {
 		fmt.Fprintln(os.Stderr, "file-sync:", err)
 		os.Exit(1)
 	}
+	daemon.Main("file-sync", run)
 }
 
-func run(ctx context.Context, root string) error {
-	host, err := node.OpenMember(root, "file-sync")
-	if err != nil {
-		return err
-	}
+func run(ctx context.Context, host *node.Host) error {
 	reg, err := host.Registry()
 	if err != nil {
 		return err

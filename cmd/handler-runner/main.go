@@ -4,34 +4,17 @@ package main
 
 import (
 	"context"
-	"flag"
-	"fmt"
-	"os"
-	"os/signal"
-	"syscall"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/understudy-ha/understudy/cmd/internal/daemon"
 	"github.com/understudy-ha/understudy/handlerrunner"
 	"github.com/understudy-ha/understudy/node"
 )
 
-func main() {
-	root := flag.String("root", "/", "directory that all paths of the node are under")
-	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, *root); err != nil {
-		fmt.Fprintln(os.Stderr, "handler-runner:", err)
-		os.Exit(1)
-	}
-}
+func main() { daemon.Main("handler-runner", run) }
 
-func run(ctx context.Context, root string) error {
-	host, err := node.OpenMember(root, "handler-runner")
-	if err != nil {
-		return err
-	}
+func run(ctx context.Context, host *node.Host) error {
 	a, err := open(host)
 	if err != nil {
 		return err
