@@ -24,13 +24,13 @@ build: setup ## the binaries, into bin/
 	@began=$$SECONDS; for p in $(PROGRAMS); do $(BUILD) -o $(BIN)/$$p ./cmd/$$p || exit 1; done; \
 	$(BUILD) -o $(BIN)/notes ./example/notes && echo "built into bin/ ($$((SECONDS-began)) s)"
 
-test: build vet ## all tests, with the race detector; PACKAGES=./cluster/... for some
+test: build vet ## all tests, with the race detector; PACKAGES=./config/... for some
 	@packaging/setup test
 	$(GO) test -tags $(TAGS) -race -timeout 20m $(PACKAGES)
 
 vet:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'gofmt is not satisfied'; exit 1; }
-	$(GO) vet -tags $(TAGS) ./...
+	$(GO) vet -tags $(TAGS) $(PACKAGES)
 
 demo: build ## a three-node cluster on this machine, failed over twice, with its timeline
 	@$(BIN)/understudy dev demo

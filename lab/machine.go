@@ -56,7 +56,11 @@ func (l *Lab) Machine(ctx context.Context, name string, address netip.Addr, moun
 	}
 	network := fmt.Sprintf("[Match]\nName=host0\n\n[Network]\nAddress=%s\nGateway=%s\nLinkLocalAddressing=no\n",
 		netip.PrefixFrom(address, l.prefix.Bits()), l.prefix.Addr())
-	for file, text := range map[string]string{"etc/systemd/network/10-host0.network": network, "etc/hostname": name + "\n"} {
+	for file, text := range map[string]string{
+		"etc/systemd/network/10-host0.network": network,
+		"etc/hostname":                         name + "\n",
+		"etc/hosts":                            "127.0.0.1 localhost\n127.0.1.1 " + name + "\n",
+	} {
 		file = filepath.Join(m.dir, "upper", file)
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 			return nil, fmt.Errorf("add machine %s: %w", name, err)
