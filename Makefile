@@ -6,6 +6,7 @@ BIN     := $(CURDIR)/bin
 TAGS    := noquic
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 GO      := go
+PACKAGES ?= ./...
 BUILD   := $(GO) build -tags $(TAGS) -trimpath -ldflags '-X github.com/understudy-ha/understudy/node.Version=$(VERSION)'
 export PATH := $(BIN):$(PATH)
 
@@ -23,12 +24,13 @@ build: setup ## the binaries, into bin/
 	@began=$$SECONDS; for p in $(PROGRAMS); do $(BUILD) -o $(BIN)/$$p ./cmd/$$p || exit 1; done; \
 	$(BUILD) -o $(BIN)/notes ./example/notes && echo "built into bin/ ($$((SECONDS-began)) s)"
 
-test: build vet ## all tests, with the race detector
-	$(GO) test -tags $(TAGS) -race -timeout 20m ./...
+test: build vet ## all tests, with the race detector; PACKAGES=./config/... for some
+	@packaging/setup test
+	$(GO) test -tags $(TAGS) -race -timeout 20m $(PACKAGES)
 
 vet:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'gofmt is not satisfied'; exit 1; }
-	$(GO) vet -tags $(TAGS) ./...
+	$(GO) vet -tags $(TAGS) $(PACKAGES)
 
 demo: build ## a three-node cluster on this machine, failed over twice, with its timeline
 	@$(BIN)/understudy dev demo

@@ -22,8 +22,8 @@ type block struct {
 
 // Languages of blocks with command lines.
 const (
-	langRun  = "sh"   // run by TestTour and TestHosts
-	langHost = "bash" // cannot be run by a test: see hostOnly
+	langRun  = "sh"   // run by TestTour and TestHosts, and for hosts by TestMachines too
+	langHost = "bash" // run by TestMachines alone: only a whole machine will do
 )
 
 func read(t *testing.T, file string) string {

@@ -13,6 +13,12 @@ import (
 //go:embed systemd
 var files embed.FS
 
+// Setup is the script that installs what a host needs to build understudy, and,
+// with the argument "test", to test it.
+//
+//go:embed setup
+var Setup string
+
 // PostgresDropIn is the unit file that is laid over Debian's
 // postgresql@15-main.service.
 const PostgresDropIn = "postgresql@15-main.service.d/understudy.conf"

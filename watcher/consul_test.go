@@ -24,6 +24,10 @@ func (c consul) Leader(ctx context.Context) (string, bool, error) { return c.Raf
 
 func (c consul) Transfer(ctx context.Context, to string) error { return c.TransferRaftLeader(ctx, to) }
 
+func (c consul) Failed(ctx context.Context) ([]string, error) { return c.FailedMembers(ctx) }
+
+func (c consul) Join(ctx context.Context, address string) error { return c.JoinMember(ctx, address) }
+
 func (c consul) Watch(ctx context.Context, changed func(cluster.View)) error {
 	return c.Client.Watch(ctx, changed, nil)
 }
@@ -42,6 +46,7 @@ func (serfPort) Ping(ctx context.Context, n cluster.Node) error {
 var (
 	_ watcher.Raft   = consul{}
 	_ watcher.Views  = consul{}
+	_ watcher.Gossip = consul{}
 	_ watcher.Prober = serfPort{}
 )
 
@@ -68,7 +73,7 @@ func TestWatcherOnRealConsul(t *testing.T) {
 	dir := t.TempDir()
 	options := watcher.Options{
 		Node: active, Verdict: filepath.Join(dir, "verdict.json"), Members: filepath.Join(dir, "members.json"),
-		Views: consul{client}, Raft: consul{client}, Prober: serfPort{},
+		Views: consul{client}, Raft: consul{client}, Gossip: consul{client}, Prober: serfPort{},
 		Gateway: func() (netip.Addr, bool) { return netip.Addr{}, false }, // tests stay on this machine
 		Logger:  slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}

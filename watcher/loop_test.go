@@ -27,6 +27,8 @@ type network struct {
 	outside   cluster.Tri
 	pings     int
 	transfers []string
+	failed    []string // members that gossip has lost
+	joined    []string // addresses
 }
 
 func (n *network) change(f func()) { n.mu.Lock(); defer n.mu.Unlock(); f() }
@@ -56,6 +58,19 @@ func (n *network) Transfer(_ context.Context, to string) error {
 	return nil
 }
 
+func (n *network) Failed(context.Context) ([]string, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.failed), n.agent
+}
+
+func (n *network) Join(_ context.Context, address string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.joined = append(n.joined, address)
+	return nil
+}
+
 func (n *network) Reach(context.Context, netip.Addr) cluster.Tri {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -80,6 +95,7 @@ func (v views) Watch(ctx context.Context, changed func(cluster.View)) error {
 var (
 	_ Prober = (*network)(nil)
 	_ Raft   = (*network)(nil)
+	_ Gossip = (*network)(nil)
 	_ Pinger = (*network)(nil)
 	_ Views  = views(nil)
 )
@@ -92,7 +108,7 @@ func trio() cluster.View {
 		Leader:     cluster.Leader{Node: "node2", Epoch: 1, Held: true, Ready: true},
 	}
 	for _, name := range []string{"node1", "node2", "node3"} {
-		v.Nodes[name] = cluster.Node{Name: name, Kind: cluster.Manager}
+		v.Nodes[name] = cluster.Node{Name: name, Kind: cluster.Manager, Address: "10.0.0." + name[len("node"):]}
 	}
 	return v
 }
@@ -113,7 +129,7 @@ func healthyTrio(t *testing.T) *bench {
 	b.views <- trio()
 	b.Options = Options{
 		Node: "node1", Verdict: filepath.Join(dir, "verdict.json"), Members: filepath.Join(dir, "members.json"),
-		Views: b.views, Prober: n, Raft: n, Pinger: n,
+		Views: b.views, Prober: n, Raft: n, Gossip: n, Pinger: n,
 		Gateway: func() (netip.Addr, bool) { return netip.MustParseAddr("10.0.0.1"), true },
 		Logger:  slog.New(slog.DiscardHandler),
 	}

@@ -33,6 +33,15 @@ type Raft interface {
 	Transfer(ctx context.Context, toNode string) error
 }
 
+// Gossip is the local Consul agent's own view of which agents live.
+type Gossip interface {
+	// Failed names the members that the agent has lost and still looks for.
+	Failed(ctx context.Context) ([]string, error)
+	// Join has the agent speak to the one at an IP, so that both know each
+	// other as alive.
+	Join(ctx context.Context, address string) error
+}
+
 // Views tells the state of the cluster.
 type Views interface {
 	// Watch calls back with the present view, then after every change, until
@@ -56,6 +65,7 @@ type Options struct {
 	Views   Views
 	Prober  Prober
 	Raft    Raft
+	Gossip  Gossip
 	Pinger  Pinger                    // nil: ICMP echo
 	Gateway func() (netip.Addr, bool) // the default gateway; nil: the kernel's routing table
 
@@ -123,7 +133,7 @@ type activeSeen struct {
 // verdict stays in its file and grows old there. Run returns an error only for
 // options that are not complete.
 func Run(ctx context.Context, o Options) error {
-	if o.Node == "" || o.Verdict == "" || o.Members == "" || o.Views == nil || o.Prober == nil || o.Raft == nil || o.Logger == nil {
+	if o.Node == "" || o.Verdict == "" || o.Members == "" || o.Views == nil || o.Prober == nil || o.Raft == nil || o.Gossip == nil || o.Logger == nil {
 		return errors.New("consul-watcher: options are not complete")
 	}
 	w := newWatcher(o)
@@ -131,6 +141,7 @@ func Run(ctx context.Context, o Options) error {
 	var all sync.WaitGroup
 	all.Go(func() { w.watch(ctx) })
 	all.Go(func() { w.probe(ctx) })
+	all.Go(func() { w.gossip(ctx) })
 	w.judge(ctx)
 	all.Wait()
 	w.busy.Wait()

@@ -30,7 +30,12 @@ func (c consul) Leader(ctx context.Context) (string, bool, error) { return c.Raf
 
 func (c consul) Transfer(ctx context.Context, to string) error { return c.TransferRaftLeader(ctx, to) }
 
+func (c consul) Failed(ctx context.Context) ([]string, error) { return c.FailedMembers(ctx) }
+
+func (c consul) Join(ctx context.Context, address string) error { return c.JoinMember(ctx, address) }
+
 var (
-	_ watcher.Views = consul{}
-	_ watcher.Raft  = consul{}
+	_ watcher.Views  = consul{}
+	_ watcher.Raft   = consul{}
+	_ watcher.Gossip = consul{}
 )

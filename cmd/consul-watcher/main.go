@@ -28,7 +28,7 @@ func run(ctx context.Context, host *node.Host) error {
 		Node:    host.Record.Node.Name,
 		Verdict: host.Layout.Verdict(),
 		Members: filepath.Join(host.Layout.State, "members.json"),
-		Views:   consul{host, reg}, Raft: consul{host, reg}, Prober: peers,
+		Views:   consul{host, reg}, Raft: consul{host, reg}, Gossip: consul{host, reg}, Prober: peers,
 		Logger: host.Log,
 	}
 	if a, err := netip.ParseAddr(host.Record.Node.Address); err == nil && a.IsLoopback() {
