@@ -166,7 +166,7 @@ func checkExport(t *testing.T, sum divergence.Summary, changes []divergence.Chan
 		got = append(got, words(c))
 	}
 	want := []string{
-		`insert keyed  |  | id=11,body=it's ] new\,big=null,n=1.50,tags={a,"b c"},ok=true,at=2026-01-02 02:04:05.678+00`,
+		`insert keyed id=11 |  | id=11,body=it's ] new\,big=null,n=1.50,tags={a,"b c"},ok=true,at=2026-01-02 02:04:05.678+00`,
 		`update keyed id=1 |  | id=1,body=changed,big=null,n=null,tags=null,ok=null,at=null`,
 		`update keyed id=2 |  | id=99,body=row 2,big=null,n=null,tags=null,ok=null,at=null`,
 		`delete keyed id=3 |  | `,
@@ -175,8 +175,8 @@ func checkExport(t *testing.T, sum divergence.Summary, changes []divergence.Chan
 		`insert bare  |  | x=3,We ird]:=three`,
 		`update bare  | x=1,We ird]:=one | x=7,We ird]:=one`,
 		`delete bare  | x=2,We ird]:=null | `,
-		`insert keyed  |  | id=12,body=null,big=null,n=null,tags=null,ok=null,at=null`,
-		`insert made  |  | id=1`,
+		`insert keyed id=12 |  | id=12,body=null,big=null,n=null,tags=null,ok=null,at=null`,
+		`insert made id=1 |  | id=1`,
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("changes:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
@@ -218,7 +218,7 @@ func TestExportWithoutSlot(t *testing.T) {
 		t.Errorf("%+v", sum)
 	}
 	changes := changesOf(t, dir, sum.ID)
-	if len(changes) != 1 || words(changes[0]) != "insert keyed  |  | id=12,body=null,big=null,n=null,tags=null,ok=null,at=null" {
+	if len(changes) != 1 || words(changes[0]) != "insert keyed id=12 |  | id=12,body=null,big=null,n=null,tags=null,ok=null,at=null" {
 		t.Errorf("changes %v", changes)
 	}
 	if _, err := os.Stat(filepath.Join(sum.Physical, "PG_VERSION")); err != nil {
