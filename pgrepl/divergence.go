@@ -243,3 +243,10 @@ func endOf(ctx context.Context, c *pgx.Conn) (end cluster.Position, back cluster
 		coalesce((select min(restart_lsn)::text `+divergenceSlots+`), '') from pg_is_in_recovery() r`).Scan(&lsn, &timeline, &oldest)
 	return cluster.Position{Timeline: timelineOf(timeline), LSN: lsnOrZero(lsn)}, lsnOrZero(oldest), err
 }
+
+// Writer opens a session on a database of this server as an operator's: unlike
+// understudy's own it commits as the cluster demands. The gate does not keep it
+// out; that this node is the active one is for the caller to see to.
+func (s *Server) Writer(ctx context.Context, database string) (*pgx.Conn, error) {
+	return s.dial(ctx, s.SocketDir, database, map[string]string{"statement_timeout": "0", "lock_timeout": "10s"})
+}

@@ -96,8 +96,8 @@ func (e *exporter) rows(ctx context.Context, c *pgx.Conn, d database) error {
 			return err
 		}
 		for _, table := range row.Tables {
-			if tables[table].kind == "m" {
-				continue // made of other tables' rows
+			if tables[table].kind == "m" || table == divergence.AppliedTable {
+				continue // made of other tables' rows, or our own
 			}
 			change := divergence.Change{XID: commit.XID, At: commit.At, Database: d.name, Schema: table[0], Table: table[1],
 				Op: row.Op, New: row.New, Unchanged: row.Unchanged}
@@ -124,7 +124,7 @@ func identify(c *divergence.Change, row divergence.Row, l layout) {
 		c.Key = pick(c.Old, l.key)
 	case len(old) > 0:
 		c.Key = old
-	case c.Op == divergence.Update:
+	case c.Op == divergence.Update, c.Op == divergence.Insert:
 		c.Key = pick(c.New, l.key)
 	}
 }

@@ -114,7 +114,7 @@ type Change struct {
 	Table    string    `json:"table"`
 	Op       string    `json:"op"`
 
-	Key []Column `json:"key,omitempty"` // of the row as it was; empty: the table has none
+	Key []Column `json:"key,omitempty"` // of the row as it was, or is inserted; empty: the table has none
 	Old []Column `json:"old,omitempty"` // the whole row as it was, where PostgreSQL logged it
 	New []Column `json:"new,omitempty"`
 	// Unchanged are columns of an updated row that are not in New because they
