@@ -10,9 +10,9 @@ import (
 )
 
 // contents reads what every node holds, active first, once each standby has replayed
-// what the active node has now. The reads of the registers of keys are returned as
+// what the active node has now: of the windows below upTo. The reads of the registers of keys are returned as
 // operations too: nobody writes these any more, so every node must show the last value.
-func contents(ctx context.Context, h *history, keys []string, active probe.Target, others []probe.Target) (all []Contents, reads []Op, err error) {
+func contents(ctx context.Context, h *history, upTo int64, keys []string, active probe.Target, others []probe.Target) (all []Contents, reads []Op, err error) {
 	conn, err := pgx.Connect(ctx, active.DSN)
 	if err != nil {
 		return nil, nil, fmt.Errorf("look at %s: %w", active.Node, err)
@@ -24,7 +24,7 @@ func contents(ctx context.Context, h *history, keys []string, active probe.Targe
 		return nil, nil, fmt.Errorf("look at %s: %w", active.Node, err)
 	}
 	look := func(node string, conn *pgx.Conn) error {
-		c, err := holds(ctx, node, conn)
+		c, err := holds(ctx, node, upTo, conn)
 		for _, key := range keys {
 			reads = append(reads, Op{Client: "look at " + node, Node: node, Key: key, Action: Read, Value: c.Registers[key], Outcome: OK, Call: began, Return: h.now()})
 		}
@@ -50,10 +50,10 @@ func contents(ctx context.Context, h *history, keys []string, active probe.Targe
 	return all, reads, nil
 }
 
-// holds reads all rows of a node.
-func holds(ctx context.Context, node string, conn *pgx.Conn) (Contents, error) {
+// holds reads the rows of a node.
+func holds(ctx context.Context, node string, upTo int64, conn *pgx.Conn) (Contents, error) {
 	c := Contents{Node: node, Registers: make(map[string]int64)}
-	rows, err := conn.Query(ctx, `select item from chaos_item`)
+	rows, err := conn.Query(ctx, `select item from chaos_item where time_window < $1`, upTo)
 	if err != nil {
 		return c, err
 	}
@@ -70,19 +70,4 @@ func holds(ctx context.Context, node string, conn *pgx.Conn) (Contents, error) {
 		return nil
 	})
 	return c, err
-}
-
-// onRegisters returns all operations on some registers.
-func onRegisters(ops []Op, keys []string) []Op {
-	wanted := make(map[string]bool)
-	for _, k := range keys {
-		wanted[k] = true
-	}
-	var list []Op
-	for _, o := range ops {
-		if o.Action != Append && wanted[o.Key] {
-			list = append(list, o)
-		}
-	}
-	return list
 }

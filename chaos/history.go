@@ -36,6 +36,7 @@ type Op struct {
 	Client   string        `json:"client"`
 	Node     string        `json:"node"`
 	Timeline string        `json:"timeline,omitempty"` // of an acknowledged write, as PostgreSQL names it
+	Window   int64         `json:"window"`             // of time, in which its register or list is used
 	Key      string        `json:"key"`
 	Action   Action        `json:"action"`
 	Arg      int64         `json:"arg,omitempty"`
@@ -107,11 +108,22 @@ func (h *history) add(o Op) {
 	h.ops = append(h.ops, o)
 }
 
-// since returns what has ended after the first n operations.
-func (h *history) since(n int) []Op {
+// all returns what has ended so far.
+func (h *history) all() []Op {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return slices.Clone(h.ops[n:])
+	return slices.Clone(h.ops)
+}
+
+// within returns the operations of the windows from first to below next.
+func within(ops []Op, first, next int64) []Op {
+	var list []Op
+	for _, o := range ops {
+		if o.Window >= first && o.Window < next {
+			list = append(list, o)
+		}
+	}
+	return list
 }
 
 func (h *history) len() int {

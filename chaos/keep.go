@@ -31,7 +31,7 @@ func (r *run) keep(ctx context.Context, dir string) error {
 	events, err := r.Events(within, r.began)
 	failed = append(failed, err,
 		writeLines(filepath.Join(dir, "events.jsonl"), events),
-		writeLines(filepath.Join(dir, "history.jsonl"), r.since(0)),
+		writeLines(filepath.Join(dir, "history.jsonl"), r.all()),
 		writeLines(filepath.Join(dir, "next-master.jsonl"), r.allLooks()),
 		writeLines(filepath.Join(dir, "report.jsonl"), []Report{r.report}))
 	return errors.Join(failed...)

@@ -40,9 +40,10 @@ var ErrViolation = errors.New("the cluster broke a promise")
 type run struct {
 	Options
 	*arena
-	work   *workload
-	report Report
-	hard   error // that ended the run early and says nothing about the cluster
+	work    *workload
+	checked int64 // the windows below it are checked
+	report  Report
+	hard    error // that ended the run early and says nothing about the cluster
 }
 
 // Run makes a cluster, hurts it and checks what its clients saw. The report is
@@ -134,7 +135,7 @@ func (r *run) hurt(ctx context.Context) {
 // round does a few faults, heals, waits until the cluster has recovered, and
 // checks what was seen.
 func (r *run) round(ctx context.Context, number int, steps []Step) error {
-	began, from := r.now(), r.len()
+	began := r.now()
 	for _, s := range steps {
 		if err := r.step(ctx, number, s); err != nil {
 			return err
@@ -153,10 +154,10 @@ func (r *run) round(ctx context.Context, number int, steps []Step) error {
 		return nil
 	}
 	recovered := r.now()
-	if err := r.verify(ctx, number, from, status); err != nil {
+	if err := r.verify(ctx, number, status); err != nil {
 		return err
 	}
-	longest := outage(r.since(from), began, r.now())
+	longest := outage(r.all(), began, r.now())
 	r.report.Rounds = append(r.report.Rounds, Round{Number: number, RecoveredMs: (recovered - healed).Milliseconds(), OutageMs: longest.Milliseconds()})
 	r.say("round %d: recovered after %.1f s, %s is active, epoch %d; the longest outage was %.2f s; %d operations",
 		number, (recovered - healed).Seconds(), status.Active, status.Epoch, longest.Seconds(), r.len())
@@ -189,23 +190,26 @@ func (r *run) recover(ctx context.Context) (rig.Status, error) {
 }
 
 // verify checks everything that a round has left, on every node.
-func (r *run) verify(ctx context.Context, number, from int, status rig.Status) error {
-	if err := r.work.turn(ctx); err != nil {
-		return err
-	}
-	keys := keysOf(r.since(from))
-	within, cancel := context.WithTimeout(ctx, recoverWithin)
-	defer cancel()
-	active, others := r.Sides(status.Active)
-	held, reads, err := contents(within, r.history, keys, active, others)
+func (r *run) verify(ctx context.Context, number int, status rig.Status) error {
+	first := r.checked
+	next, err := r.work.turn(ctx)
 	if err != nil {
 		return err
 	}
-	all := r.since(0)
-	for _, c := range held {
-		r.found(number, Complete(all, c)...)
+	r.checked = next
+	keys := keysOf(within(r.all(), first, next))
+	limited, cancel := context.WithTimeout(ctx, recoverWithin)
+	defer cancel()
+	active, others := r.Sides(status.Active)
+	held, reads, err := contents(limited, r.history, next, keys, active, others)
+	if err != nil {
+		return err
 	}
-	r.found(number, Linearizable(append(onRegisters(all, keys), reads...))...)
+	all := r.all()
+	for _, c := range held {
+		r.found(number, Complete(within(all, 0, next), c)...)
+	}
+	r.found(number, Linearizable(append(within(all, first, next), reads...))...)
 	return nil
 }
 
@@ -232,7 +236,7 @@ func (r *run) found(number int, list ...Violation) {
 
 // settle checks what is checked over a whole run, and fills in the report.
 func (r *run) settle() {
-	ops, looks := r.since(0), r.allLooks()
+	ops, looks := r.all(), r.allLooks()
 	last := 0
 	if n := len(r.report.Rounds); n > 0 {
 		last = r.report.Rounds[n-1].Number

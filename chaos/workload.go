@@ -25,7 +25,7 @@ const (
 )
 
 const schema = `create table if not exists chaos_register (key text primary key, value bigint not null);
-create table if not exists chaos_item (list text not null, item bigint not null)`
+create table if not exists chaos_item (list text not null, time_window bigint not null, item bigint not null)`
 
 // Each statement is one transaction. What writes says on which timeline.
 const (
@@ -33,7 +33,7 @@ const (
 	readSQL    = `select pg_is_in_recovery(), coalesce((select value from chaos_register where key = $1), 0)`
 	writeSQL   = `insert into chaos_register values ($1, $2) on conflict (key) do update set value = excluded.value returning ` + onTimeline
 	casSQL     = `update chaos_register set value = $2 where key = $1 and value = $3 returning ` + onTimeline
-	appendSQL  = `insert into chaos_item values ($1, $2) returning ` + onTimeline
+	appendSQL  = `insert into chaos_item values ($1, $2, $3) returning ` + onTimeline
 )
 
 // workload are the clients of a cluster: some that follow the node that takes
@@ -130,9 +130,9 @@ func (w *workload) leave(window int64) {
 	}
 }
 
-// turn goes on to another window and waits until nothing is under way in the
-// earlier ones.
-func (w *workload) turn(ctx context.Context) error {
+// turn goes on to another window and returns it when nothing is under way in the
+// earlier ones any more.
+func (w *workload) turn(ctx context.Context) (int64, error) {
 	w.mu.Lock()
 	window := w.window.Add(1)
 	w.mu.Unlock()
@@ -146,10 +146,10 @@ func (w *workload) turn(ctx context.Context) error {
 		}
 		w.mu.Unlock()
 		if left == 0 {
-			return nil
+			return window, nil
 		}
 		if err := pause(ctx, 20*time.Millisecond); err != nil {
-			return fmt.Errorf("wait for %d operations to end: %w", left, err)
+			return 0, fmt.Errorf("wait for %d operations to end: %w", left, err)
 		}
 	}
 }
@@ -173,7 +173,7 @@ func (w *workload) client(ctx context.Context, number int) {
 		}
 		window := w.enter()
 		o := w.draw(random, window, seen)
-		o.Client = name
+		o.Client, o.Window = name, window
 		answered := w.do(ctx, s, &o)
 		w.leave(window)
 		if !answered {
@@ -239,7 +239,7 @@ func (w *workload) do(ctx context.Context, s *probe.Session, o *Op) bool {
 			o.Swapped = err == nil
 			return err
 		}
-		return conn.QueryRow(ctx, appendSQL, o.Key, o.Arg).Scan(&o.Timeline)
+		return conn.QueryRow(ctx, appendSQL, o.Key, o.Window, o.Arg).Scan(&o.Timeline)
 	})
 	o.Return, o.Outcome = w.now(), outcome(o.Action, how)
 	if o.Outcome != OK {
@@ -264,7 +264,7 @@ func (w *workload) lookout(ctx context.Context, number int, f *probe.Finder) {
 		}
 		for answered := true; answered && ctx.Err() == nil; {
 			window := w.enter()
-			o := Op{Client: name, Action: Read, Key: fmt.Sprintf("w%d-%d", window, random.IntN(registers))}
+			o := Op{Client: name, Window: window, Action: Read, Key: fmt.Sprintf("w%d-%d", window, random.IntN(registers))}
 			answered = w.do(ctx, s, &o)
 			w.leave(window)
 			_ = pause(ctx, lookEvery)
