@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"golang.org/x/sys/unix"
 
 	"github.com/understudy-ha/understudy/cluster"
@@ -247,6 +248,24 @@ func fill(root string) error {
 		}
 	}
 	return nil
+}
+
+// useWAL has the active node begin new segments of WAL, until those that lie ready
+// are used up, so that a full disk is felt. That it fails is what it is for.
+func (a *arena) useWAL(ctx context.Context) {
+	target, _ := a.Sides(a.newest().Node)
+	ctx, cancel := context.WithTimeout(ctx, opLimit)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, target.DSN)
+	if err != nil {
+		return
+	}
+	defer conn.Close(ctx)
+	for range 20 {
+		if _, err := conn.Exec(ctx, `select pg_logical_emit_message(false, 'chaos', ''), pg_switch_wal()`); err != nil {
+			return
+		}
+	}
 }
 
 // empty undoes fill.

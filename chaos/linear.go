@@ -91,12 +91,15 @@ const around = 20
 // no order can hold.
 func stuck(ops []Op, history []porcupine.Operation) []Op {
 	_, info := porcupine.CheckOperationsVerbose(register, history, decideWithin)
-	placed := make(map[Op]bool)
-	for _, partial := range info.PartialLinearizationsOperations() {
-		longest := slices.MaxFunc(partial, func(a, b []porcupine.Operation) int { return cmp.Compare(len(a), len(b)) })
-		for _, o := range longest {
-			placed[o.Input.(Op)] = true
+	var longest []porcupine.Operation
+	for _, partial := range slices.Concat(info.PartialLinearizationsOperations()...) {
+		if len(partial) > len(longest) {
+			longest = partial
 		}
+	}
+	placed := make(map[Op]bool)
+	for _, o := range longest {
+		placed[o.Input.(Op)] = true
 	}
 	sorted := slices.SortedFunc(slices.Values(ops), func(a, b Op) int { return cmp.Compare(a.Call, b.Call) })
 	first := slices.IndexFunc(sorted, func(o Op) bool { return o.Outcome == OK && !placed[o] })
