@@ -15,6 +15,7 @@ import (
 
 	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/dev"
+	"github.com/understudy-ha/understudy/dev/probe"
 	"github.com/understudy-ha/understudy/dev/rig"
 	"github.com/understudy-ha/understudy/node"
 	"github.com/understudy-ha/understudy/registry"
@@ -94,7 +95,7 @@ func (a *arena) allLooks() []Look {
 }
 
 // momentWithin is how long a moment is waited for.
-const momentWithin = 20 * time.Second
+const momentWithin = 12 * time.Second
 
 // errMissed is the error of a moment that did not come.
 var errMissed = errors.New("the moment did not come")
@@ -254,6 +255,11 @@ func fill(root string) error {
 // are used up, so that a full disk is felt. That it fails is what it is for.
 func (a *arena) useWAL(ctx context.Context) {
 	target, _ := a.Sides(a.newest().Node)
+	a.onDatabase(ctx, target, 20, `select pg_logical_emit_message(false, 'chaos', ''), pg_switch_wal()`)
+}
+
+// onDatabase does something on a node's database, a few times or until it fails.
+func (a *arena) onDatabase(ctx context.Context, target probe.Target, times int, statement string) {
 	ctx, cancel := context.WithTimeout(ctx, opLimit)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, target.DSN)
@@ -261,8 +267,8 @@ func (a *arena) useWAL(ctx context.Context) {
 		return
 	}
 	defer conn.Close(ctx)
-	for range 20 {
-		if _, err := conn.Exec(ctx, `select pg_logical_emit_message(false, 'chaos', ''), pg_switch_wal()`); err != nil {
+	for range times {
+		if _, err := conn.Exec(ctx, statement); err != nil {
 			return
 		}
 	}

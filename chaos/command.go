@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -32,6 +34,7 @@ func Command() *cli.Command {
 			&cli.IntFlag{Name: "nodes", Usage: "how many nodes", Value: 3},
 			&cli.Float64Flag{Name: "minutes", Usage: "for how long rounds of faults begin", Value: 60},
 			&cli.Int64Flag{Name: "seed", Usage: "of everything that is left to chance", Value: 1},
+			&cli.StringFlag{Name: "only", Usage: "some of " + strings.Join(Kinds(), ","), DefaultText: "all"},
 			&cli.BoolFlag{Name: "json", Usage: "print the record of the run as JSON"},
 		},
 		Action: func(c *cli.Context) error {
@@ -39,8 +42,11 @@ func Command() *cli.Command {
 			defer cancel()
 			o := Options{
 				Dir: c.String("dir"), FirstAddress: c.String("first-address"), Bin: c.String("bin"), Nodes: c.Int("nodes"),
-				For: time.Duration(c.Float64("minutes") * float64(time.Minute)), Seed: c.Int64("seed"), JSON: c.Bool("json"),
+				For: time.Duration(c.Float64("minutes") * float64(time.Minute)), Seed: c.Int64("seed"), Only: Kinds(), JSON: c.Bool("json"),
 				Out: c.App.Writer, Progress: c.App.ErrWriter,
+			}
+			if c.IsSet("only") {
+				o.Only = strings.Split(c.String("only"), ",")
 			}
 			err := o.check()
 			if err == nil && c.Args().Present() {
@@ -66,6 +72,13 @@ func (o Options) check() error {
 		return fmt.Errorf("%w: --minutes: more than 0", dev.ErrUsage)
 	case o.Nodes < 3:
 		return fmt.Errorf("%w: --nodes %d: at least 3, so that one may fail", dev.ErrUsage, o.Nodes)
+	case len(lots(os.Geteuid() == 0, o.Only)) == 0:
+		return fmt.Errorf("%w: --only %s: nothing that this user can do", dev.ErrUsage, strings.Join(o.Only, ","))
+	}
+	for _, kind := range o.Only {
+		if !slices.Contains(Kinds(), kind) {
+			return fmt.Errorf("%w: --only %s: there are %s", dev.ErrUsage, kind, strings.Join(Kinds(), ", "))
+		}
 	}
 	return nil
 }

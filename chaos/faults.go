@@ -154,7 +154,15 @@ func duringPromotion(ctx context.Context, a *arena, s Step, _ string) error {
 // when it rewinds or clones after it has come back.
 func (a *arena) duringCopy(ctx context.Context, s Step, node string, wiped bool) error {
 	before := a.newest()
+	if !wiped {
+		if err := a.diverge(ctx, node); err != nil {
+			return err
+		}
+	}
 	if err := dev.Kill(ctx, a.Dir, node, dev.All); err != nil {
+		return err
+	}
+	if err := dev.Heal(context.WithoutCancel(ctx), a.Dir); err != nil {
 		return err
 	}
 	defer func() { _ = dev.Start(context.WithoutCancel(ctx), a.Dir, node) }()
@@ -176,6 +184,19 @@ func (a *arena) duringCopy(ctx context.Context, s Step, node string, wiped bool)
 		return err
 	}
 	return a.strike(ctx, s, node, a.newest().Node)
+}
+
+// diverge has the active node write WAL that no other node gets: from behind a
+// cut, where this user can cut, else faster than it can be sent.
+func (a *arena) diverge(ctx context.Context, node string) error {
+	if a.root {
+		if err := a.isolate(ctx, node, true, true); err != nil {
+			return err
+		}
+	}
+	target, _ := a.Sides(node)
+	a.onDatabase(ctx, target, 1, `select pg_logical_emit_message(false, 'chaos', repeat('x', 1000000))`)
+	return nil
 }
 
 // strike does what a step has in store for its moment. Nodes are started and

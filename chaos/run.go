@@ -24,6 +24,7 @@ type Options struct {
 	Nodes        int
 	Seed         int64
 	For          time.Duration // no round begins after this
+	Only         []string      // of Kinds
 	JSON         bool          // print the report as JSON
 	Out          io.Writer
 	Progress     io.Writer
@@ -122,10 +123,11 @@ func (r *run) hurt(ctx context.Context) {
 		r.hard = err
 		return
 	}
+	lots := lots(r.root, r.Only)
 	// The time counts from here, not from when the cluster was begun.
 	end := time.Now().Add(r.For)
 	for number := 1; time.Now().Before(end) && len(r.report.Violations) == 0; number++ {
-		if err := r.round(ctx, number, draw(random, r.root)); err != nil {
+		if err := r.round(ctx, number, draw(random, lots, r.root)); err != nil {
 			r.hard = fmt.Errorf("round %d: %w", number, err)
 			return
 		}

@@ -3,6 +3,7 @@ package chaos
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 )
@@ -126,12 +127,22 @@ var (
 	}
 )
 
-// available returns the kinds that this user can do.
-func available(root bool) []drawn {
+// Kinds lists all kinds of faults.
+func Kinds() []string {
+	var names []string
+	for _, d := range kinds {
+		names = append(names, string(d.kind))
+	}
+	return names
+}
+
+// lots returns the kinds that are wanted and that this user can do, each as often
+// as it weighs.
+func lots(root bool, only []string) []drawn {
 	var list []drawn
 	for _, d := range kinds {
-		if root || !d.needRoot {
-			list = append(list, d)
+		if (root || !d.needRoot) && slices.Contains(only, string(d.kind)) {
+			list = append(list, slices.Repeat([]drawn{d}, d.weight)...)
 		}
 	}
 	return list
@@ -139,13 +150,7 @@ func available(root bool) []drawn {
 
 // draw makes the faults of one round: one to three, one after the other. The same
 // random numbers make the same round.
-func draw(random *rand.Rand, root bool) []Step {
-	var lots []drawn
-	for _, d := range available(root) {
-		for range d.weight {
-			lots = append(lots, d)
-		}
-	}
+func draw(random *rand.Rand, lots []drawn, root bool) []Step {
 	steps := make([]Step, 1+random.IntN(3))
 	for i := range steps {
 		steps[i] = drawStep(random, lots[random.IntN(len(lots))], root)

@@ -1,15 +1,20 @@
 package chaos
 
 import (
+	"errors"
 	"math/rand/v2"
 	"reflect"
+	"strings"
 	"testing"
+	"time"
+
+	"github.com/understudy-ha/understudy/dev"
 )
 
 func rounds(seed uint64, n int, root bool) (list [][]Step) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	for range n {
-		list = append(list, draw(random, root))
+		list = append(list, draw(random, lots(root, Kinds()), root))
 	}
 	return list
 }
@@ -33,7 +38,7 @@ func TestDraw(t *testing.T) {
 			for _, s := range round {
 				seen[s.Kind]++
 				strikes[s.Strike] = true
-				if s.Hold > 13*1e9 || s.Gap > 4*1e9 || acts()[s.Kind] == nil {
+				if s.Hold > 13*time.Second || s.Gap > 4*time.Second || acts()[s.Kind] == nil {
 					t.Fatalf("%+v", s)
 				}
 			}
@@ -45,6 +50,26 @@ func TestDraw(t *testing.T) {
 		}
 		if strikes[StrikeIsolate] != root {
 			t.Errorf("root %t: strikes %v", root, strikes)
+		}
+	}
+}
+
+func TestOptions(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*Options)
+		want   string
+	}{
+		"as they are by themselves": {func(*Options) {}, ""},
+		"no time":                   {func(o *Options) { o.For = 0 }, "--minutes"},
+		"too few nodes":             {func(o *Options) { o.Nodes = 2 }, "at least 3"},
+		"a fault that there is not": {func(o *Options) { o.Only = []string{"kill-node", "rain"} }, "--only rain"},
+		"no fault":                  {func(o *Options) { o.Only = nil }, "nothing that this user can do"},
+	} {
+		o := Options{For: time.Minute, Nodes: 3, Only: Kinds()}
+		c.change(&o)
+		err := o.check()
+		if (err == nil) != (c.want == "") || err != nil && (!errors.Is(err, dev.ErrUsage) || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
