@@ -103,7 +103,7 @@ func (r *run) down(ctx context.Context) error {
 func (r *run) hurt(ctx context.Context) {
 	status, err := r.recover(ctx)
 	if err == nil {
-		r.work, err = newWorkload(ctx, r.history, r.Seed, r.Targets())
+		r.work, err = newWorkload(ctx, r.history, r.Seed, r.Rig)
 	}
 	if err != nil {
 		r.hard = err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -13,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/understudy-ha/understudy/dev/probe"
+	"github.com/understudy-ha/understudy/dev/rig"
 )
 
 const (
@@ -41,9 +43,9 @@ const (
 // say that it is a standby.
 type workload struct {
 	*history
-	finder   *probe.Finder
-	lookouts []*probe.Finder // one each node
-	seed     int64
+	finder *probe.Finder
+	nodes  []way // to each node
+	seed   int64
 
 	window atomic.Int64 // the registers in use
 	last   atomic.Int64 // the greatest value used; every value is written once
@@ -52,21 +54,28 @@ type workload struct {
 	busy map[int64]int // by window, operations under way
 }
 
+// way is how one node is reached.
+type way struct {
+	finder *probe.Finder
+	status string // URL of /status
+}
+
 // newWorkload makes the tables.
-func newWorkload(ctx context.Context, h *history, seed int64, targets []probe.Target) (*workload, error) {
+func newWorkload(ctx context.Context, h *history, seed int64, cluster *rig.Rig) (*workload, error) {
+	targets := cluster.Targets()
 	w := &workload{history: h, seed: seed, busy: make(map[int64]int)}
 	options := probe.FinderOptions{Targets: targets, Connect: 300 * time.Millisecond, Pause: 20 * time.Millisecond}
 	var err error
 	if w.finder, err = probe.NewFinder(options); err != nil {
 		return nil, err
 	}
-	for _, t := range targets {
+	for i, t := range targets {
 		options.Targets = []probe.Target{t}
 		f, err := probe.NewFinder(options)
 		if err != nil {
 			return nil, err
 		}
-		w.lookouts = append(w.lookouts, f)
+		w.nodes = append(w.nodes, way{f, cluster.Nodes[i].StatusURL})
 	}
 	defer w.finder.Wait()
 	s, err := w.finder.Find(ctx)
@@ -92,8 +101,8 @@ func (w *workload) run(ctx context.Context) {
 	for i := range clients {
 		all.Go(func() { w.client(ctx, i) })
 	}
-	for i, f := range w.lookouts {
-		all.Go(func() { w.lookout(ctx, i, f) })
+	for i, n := range w.nodes {
+		all.Go(func() { w.lookout(ctx, i, n.finder) })
 	}
 	all.Go(func() {
 		for tick := time.NewTicker(windowFor); ; {
@@ -108,8 +117,8 @@ func (w *workload) run(ctx context.Context) {
 	})
 	all.Wait()
 	w.finder.Wait()
-	for _, f := range w.lookouts {
-		f.Wait()
+	for _, n := range w.nodes {
+		n.finder.Wait()
 	}
 }
 
@@ -154,6 +163,45 @@ func (w *workload) turn(ctx context.Context) (int64, error) {
 	}
 }
 
+// statusWithin is how long a node has to answer /status and then to take a
+// session, for those clients that go by it.
+const statusWithin = 500 * time.Millisecond
+
+// find returns a session with the node to work on. Clients are of two sorts: one
+// takes any node that says that it takes writes, the other one goes to the node whose
+// /status says that it is active, as a load balancer does.
+func (w *workload) find(ctx context.Context, number int) (*probe.Session, error) {
+	if number%2 == 0 {
+		return w.finder.Find(ctx)
+	}
+	for ; ctx.Err() == nil; _ = pause(ctx, lookEvery) {
+		for _, n := range w.nodes {
+			if s, err := w.route(ctx, n); err == nil {
+				return s, nil
+			}
+		}
+	}
+	return nil, ctx.Err()
+}
+
+func (w *workload) route(ctx context.Context, n way) (*probe.Session, error) {
+	ctx, cancel := context.WithTimeout(ctx, statusWithin)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, n.status, nil)
+	if err != nil {
+		return nil, err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return nil, err
+	}
+	_ = response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return nil, errStandby
+	}
+	return n.finder.Find(ctx)
+}
+
 // client is one of those that follow the node that takes writes. It never repeats
 // an operation, and leaves a session that has not answered.
 func (w *workload) client(ctx context.Context, number int) {
@@ -167,7 +215,7 @@ func (w *workload) client(ctx context.Context, number int) {
 	for ctx.Err() == nil {
 		if s == nil {
 			var err error
-			if s, err = w.finder.Find(ctx); err != nil {
+			if s, err = w.find(ctx, number); err != nil {
 				return
 			}
 		}
