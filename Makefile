@@ -12,7 +12,7 @@ export PATH := $(BIN):$(PATH)
 
 PROGRAMS := understudy check-runner handler-runner consul-watcher file-sync
 
-.PHONY: help setup build test lint vet demo bench clean
+.PHONY: help setup build test lint vet demo bench chaos clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,11 @@ demo: build ## a three-node cluster on this machine, failed over twice, with its
 
 bench: build ## outages and overheads, as a table and as JSON
 	@$(BIN)/understudy dev bench
+
+MINUTES ?= 60
+SEED    ?= 1
+chaos: build ## a cluster that is hurt for MINUTES=60, drawn from SEED=1, and what its clients saw (as root)
+	@$(BIN)/understudy dev chaos --minutes $(MINUTES) --seed $(SEED)
 
 clean: ## remove what was built
 	rm -rf $(BIN)

@@ -12,6 +12,7 @@ import (
 	urfave "github.com/urfave/cli/v2"
 
 	"github.com/understudy-ha/understudy/certs"
+	"github.com/understudy-ha/understudy/chaos"
 	"github.com/understudy-ha/understudy/cli/lateflags"
 	"github.com/understudy-ha/understudy/dev"
 	"github.com/understudy-ha/understudy/dev/bench"
@@ -90,7 +91,7 @@ func App() *urfave.App {
 // devCommand is "understudy dev" with what is shown and measured on it.
 func devCommand() *urfave.Command {
 	d := dev.Commands()
-	d.Subcommands = append(d.Subcommands, demo.Command(), bench.Command())
+	d.Subcommands = append(d.Subcommands, demo.Command(), bench.Command(), chaos.Command())
 	return d
 }
 

@@ -37,7 +37,8 @@ var rules = map[string]struct {
 var only = map[string][]string{
 	"github.com/hashicorp/consul/api":         {"registry"},
 	"github.com/syncthing/syncthing":          {"filesync"},
-	"github.com/jackc/pgx":                    {"pgrepl", "example", "dev"},
+	"github.com/jackc/pgx":                    {"pgrepl", "example", "dev", "chaos"},
+	"github.com/anishathalye/porcupine":       {"chaos"},
 	"github.com/coreos/go-systemd":            {"services"},
 	"github.com/understudy-ha/understudy/cmd": {"cmd"},
 }

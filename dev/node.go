@@ -91,24 +91,39 @@ const All = "all"
 // which nothing restarts. It returns when the processes of All are gone. A node
 // that is down already is left alone by All. Errors wrap ErrNoNode and ErrDown.
 func Kill(ctx context.Context, dir, node, component string) error {
+	if component == "" || component == All {
+		_, n, err := openNode(dir, node)
+		if err != nil {
+			return err
+		}
+		return n.killAll(ctx)
+	}
+	return Signal(ctx, dir, node, component, syscall.SIGKILL)
+}
+
+// Signal sends a signal to all processes of one component of a node. With SIGSTOP
+// and SIGCONT a component is frozen and thawed while the rest of its node goes on.
+// Errors wrap ErrNoNode and ErrDown.
+func Signal(ctx context.Context, dir, node, component string, sig syscall.Signal) error {
 	_, n, err := openNode(dir, node)
 	if err != nil {
 		return err
 	}
-	if component == "" || component == All {
-		return n.killAll(ctx)
+	verb := "signal"
+	if sig == syscall.SIGKILL {
+		verb = "kill"
 	}
 	r, up := n.record()
 	if !up {
-		return fmt.Errorf("kill %s on %s: %w; 'understudy dev start %s' brings it up", component, node, ErrDown, node)
+		return fmt.Errorf("%s %s on %s: %w; 'understudy dev start %s' brings it up", verb, component, node, ErrDown, node)
 	}
 	if frozen(r) {
-		return fmt.Errorf("kill %s on %s: the node is frozen; 'understudy dev thaw %s' first, or kill all", component, node, node)
+		return fmt.Errorf("%s %s on %s: the node is frozen; 'understudy dev thaw %s' first, or kill all", verb, component, node, node)
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if err := n.init().Kill(ctx, unitOf(component), syscall.SIGKILL); err != nil {
-		return fmt.Errorf("kill %s on %s: %w", component, node, err)
+	if err := n.init().Kill(ctx, unitOf(component), sig); err != nil {
+		return fmt.Errorf("%s %s on %s: %w", verb, component, node, err)
 	}
 	return nil
 }

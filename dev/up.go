@@ -28,6 +28,10 @@ type UpOptions struct {
 	Options      []string // handed to cluster start, one --options each
 	Bin          string   // folder of our binaries; empty: that of this one
 	Progress     io.Writer
+
+	// Prepare, if any, is called for the folder of each node before anything is
+	// put into it.
+	Prepare func(ctx context.Context, n Node) error
 }
 
 // DefaultFirstAddress is the address of the first node.
@@ -44,6 +48,11 @@ func Up(ctx context.Context, opts UpOptions) (*Cluster, error) {
 		return nil, err
 	}
 	steps.say("dev cluster of %d nodes in %s", len(c.Nodes), c.Dir)
+	if opts.Prepare != nil {
+		if err := c.each(func(n Node) error { return opts.Prepare(ctx, n) }); err != nil {
+			return nil, err
+		}
+	}
 	if err := c.each(func(n Node) error { return c.Install(ctx, n) }); err != nil {
 		return nil, err
 	}

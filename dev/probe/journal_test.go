@@ -80,17 +80,17 @@ func TestJudge(t *testing.T) {
 	for name, c := range map[string]struct {
 		err         error
 		unconfirmed bool
-		want        outcome
+		want        Outcome
 	}{
-		"success":                              {nil, false, acknowledged},
-		"success that no standby confirmed":    {nil, true, indeterminate},
-		"refused by a standby":                 {answer("ERROR", "25006"), false, refused},
-		"cancelled before it committed":        {answer("ERROR", "57014"), false, refused},
-		"an error after an unconfirmed commit": {answer("ERROR", "57014"), true, indeterminate},
-		"completion unknown":                   {answer("ERROR", completionUnknown), false, indeterminate},
-		"the session was ended":                {answer("FATAL", "57P01"), false, indeterminate},
-		"the server crashed":                   {answer("PANIC", "XX000"), false, indeterminate},
-		"a broken connection":                  {errors.New("unexpected EOF"), false, indeterminate},
+		"success":                              {nil, false, Acknowledged},
+		"success that no standby confirmed":    {nil, true, Indeterminate},
+		"refused by a standby":                 {answer("ERROR", "25006"), false, Refused},
+		"cancelled before it committed":        {answer("ERROR", "57014"), false, Refused},
+		"an error after an unconfirmed commit": {answer("ERROR", "57014"), true, Indeterminate},
+		"completion unknown":                   {answer("ERROR", completionUnknown), false, Indeterminate},
+		"the session was ended":                {answer("FATAL", "57P01"), false, Indeterminate},
+		"the server crashed":                   {answer("PANIC", "XX000"), false, Indeterminate},
+		"a broken connection":                  {errors.New("unexpected EOF"), false, Indeterminate},
 	} {
 		if got := judge(c.err, c.unconfirmed); got != c.want {
 			t.Errorf("%s: %v, not %v", name, got, c.want)
@@ -99,7 +99,7 @@ func TestJudge(t *testing.T) {
 }
 
 func TestExamine(t *testing.T) {
-	// 1 and 2 acknowledged, 3 and 4 indeterminate, 5 refused.
+	// 1 and 2 Acknowledged, 3 and 4 indeterminate, 5 refused.
 	j := Journal{First: 1, Next: 6, Acks: []Ack{{ID: 1}, {ID: 2}}, Indeterminate: []int64{3, 4}, Refused: []int64{5}}
 	for name, c := range map[string]struct {
 		ids  []int64

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -61,18 +62,29 @@ func replayed(ctx context.Context, t Target, end, writer string) ([]int64, error
 		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	if err := AwaitReplay(ctx, conn, end); err != nil {
+		return nil, err
+	}
+	return rows(ctx, conn, writer)
+}
+
+// pause lies between two looks at how far a standby is.
+const pause = 5 * time.Millisecond
+
+// AwaitReplay waits until a standby has replayed up to end, an LSN.
+func AwaitReplay(ctx context.Context, conn *pgx.Conn, end string) error {
 	for {
 		var there bool
 		var at string
 		err := conn.QueryRow(ctx, `select lsn >= $1::text::pg_lsn, lsn::text from coalesce(pg_last_wal_replay_lsn(), '0/0') as lsn`, end).Scan(&there, &at)
 		if err != nil {
-			return nil, fmt.Errorf("wait until it has replayed %s: %w", end, err)
+			return fmt.Errorf("wait until it has replayed %s: %w", end, err)
 		}
 		if there {
-			return rows(ctx, conn, writer)
+			return nil
 		}
 		if sleep(ctx, pause); ctx.Err() != nil {
-			return nil, fmt.Errorf("it has replayed %s of %s: %w", at, end, ctx.Err())
+			return fmt.Errorf("it has replayed %s of %s: %w", at, end, ctx.Err())
 		}
 	}
 }

@@ -1,0 +1,75 @@
+package chaos
+
+import (
+	"errors"
+	"math/rand/v2"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/understudy-ha/understudy/dev"
+)
+
+func rounds(seed uint64, n int, root bool) (list [][]Step) {
+	random := rand.New(rand.NewPCG(seed, 0))
+	for range n {
+		list = append(list, draw(random, lots(root, Kinds()), root))
+	}
+	return list
+}
+
+func TestASeedIsASchedule(t *testing.T) {
+	if !reflect.DeepEqual(rounds(7, 50, true), rounds(7, 50, true)) {
+		t.Error("one seed, two schedules")
+	}
+	if reflect.DeepEqual(rounds(7, 50, true), rounds(8, 50, true)) {
+		t.Error("two seeds, one schedule")
+	}
+}
+
+// Every kind is drawn sooner or later, by root; nobody else draws what needs root.
+// Each can be done, and ends.
+func TestDraw(t *testing.T) {
+	for _, root := range []bool{true, false} {
+		seen := make(map[Kind]int)
+		strikes := make(map[Strike]bool)
+		for _, round := range rounds(1, 1000, root) {
+			for _, s := range round {
+				seen[s.Kind]++
+				strikes[s.Strike] = true
+				if s.Hold > 13*time.Second || s.Gap > 4*time.Second || acts()[s.Kind] == nil {
+					t.Fatalf("%+v", s)
+				}
+			}
+		}
+		for _, d := range kinds {
+			if may := root || !d.needRoot; (seen[d.kind] > 0) != may {
+				t.Errorf("root %t: %s was drawn %d times", root, d.kind, seen[d.kind])
+			}
+		}
+		if strikes[StrikeIsolate] != root {
+			t.Errorf("root %t: strikes %v", root, strikes)
+		}
+	}
+}
+
+func TestOptions(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*Options)
+		want   string
+	}{
+		"as they are by themselves": {func(*Options) {}, ""},
+		"no time":                   {func(o *Options) { o.For = 0 }, "--minutes"},
+		"too few nodes":             {func(o *Options) { o.Nodes = 2 }, "at least 3"},
+		"a fault that there is not": {func(o *Options) { o.Only = []string{"kill-node", "rain"} }, "--only rain"},
+		"no fault":                  {func(o *Options) { o.Only = nil }, "nothing that this user can do"},
+	} {
+		o := Options{For: time.Minute, Nodes: 3, Only: Kinds()}
+		c.change(&o)
+		err := o.check()
+		if (err == nil) != (c.want == "") || err != nil && (!errors.Is(err, dev.ErrUsage) || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
