@@ -32,8 +32,9 @@ type Options struct {
 	Journal     Journal
 	Verdict     func() cluster.VerdictReport // the watcher's, unknown when it is old
 	Files       func() cluster.FilesReport
-	Checkpoint  func(context.Context) error // of PostgreSQL
-	Depart      func(context.Context) error // leave Consul for good; may be repeated
+	Storage     func() cluster.StorageReport // check-runner's, empty when it is old
+	Checkpoint  func(context.Context) error  // of PostgreSQL
+	Depart      func(context.Context) error  // leave Consul for good; may be repeated
 
 	PostgresUnit string
 	AlwaysUnits  []string
@@ -240,7 +241,7 @@ func (h *Handler) keep() error {
 	h.mu.Lock()
 	d := h.durable
 	h.mu.Unlock()
-	err := statefile.Write(h.State, d)
+	err := statefile.Keep(h.State, d)
 	if err != nil {
 		h.Log.Error("state not written", "error", err)
 	}

@@ -144,6 +144,9 @@ func (h *Handler) ready(ctx context.Context, view cluster.View, db Database, tar
 	if r.State != cluster.Standby || !r.Streaming {
 		return fmt.Errorf("%s is %s and does not stream from %s; wait until it is a standby again", target, r.State, h.Node)
 	}
+	if r.Problem != "" {
+		return fmt.Errorf("%s cannot be active: %s", target, r.Problem)
+	}
 	for _, s := range db.Standbys {
 		if s.Name == target && s.Flushed+admitWithin >= db.Position.LSN {
 			return nil

@@ -2,6 +2,7 @@ package handlerrunner
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/understudy-ha/understudy/cluster"
@@ -29,12 +30,15 @@ func (h *Handler) Report(ctx context.Context) cluster.Report {
 			r.History = history
 		}
 	}
-	r.Follows = h.followedEpoch()
+	r.Follows, r.Problem = h.followedEpoch(), h.hindrance()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	r.Reason, r.Since, r.Departed = h.reason, h.since, h.departed
 	for _, u := range h.AlwaysUnits {
 		r.Services = append(r.Services, cluster.Unit{Name: u, Running: h.units[u]})
+		if r.Problem == "" && h.units[u] != cluster.Yes {
+			r.Problem = fmt.Sprintf("its unit %s does not run", u)
+		}
 	}
 	for _, u := range h.LeaderUnits {
 		r.Services = append(r.Services, cluster.Unit{Name: u, Leader: true, Running: h.units[u]})

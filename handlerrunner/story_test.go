@@ -226,6 +226,8 @@ var quick = map[string]func(*world, *host, []string) error{
 	},
 	"unplug":     func(_ *world, h *host, _ []string) error { h.pg.unplugged = true; return nil },
 	"stall":      func(_ *world, h *host, _ []string) error { h.pg.stalled = true; return nil },
+	"fill-disk":  func(_ *world, h *host, _ []string) error { h.pg.disk = "is full: 3 MB are free"; return nil },
+	"free-disk":  func(_ *world, h *host, _ []string) error { h.pg.disk = ""; return nil },
 	"strand":     func(_ *world, h *host, _ []string) error { h.pg.stranded = true; return nil },
 	"incomplete": func(_ *world, h *host, _ []string) error { h.pg.complete = false; return nil },
 	"hang":       func(_ *world, h *host, _ []string) error { h.pg.hangs = true; return nil },

@@ -202,6 +202,7 @@ func (h *host) start() {
 		Peers: &fakePeers{h}, Journal: &fakeJournal{h},
 		Verdict:    func() cluster.VerdictReport { return cluster.VerdictReport{Verdict: h.verdict, Reason: "story"} },
 		Files:      func() cluster.FilesReport { return cluster.FilesReport{Complete: cluster.Yes} },
+		Storage:    func() cluster.StorageReport { return cluster.StorageReport{Problem: h.pg.disk} },
 		Checkpoint: h.pg.checkpoint,
 		Depart: func(context.Context) error {
 			h.w.mu.Lock()

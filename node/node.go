@@ -187,6 +187,16 @@ func (h *Host) Files() (cluster.FilesReport, error) {
 	return f, err
 }
 
+// Storage is what check-runner found of the database's disk lately; empty where
+// that is missing or old.
+func (h *Host) Storage() cluster.StorageReport {
+	s, err := statefile.Read[cluster.StorageReport](h.Layout.Storage())
+	if err != nil || time.Since(s.At) > max(config.StaleAfter, h.Record.Options().Stretch(cluster.Checks()[cluster.CheckStorage])) {
+		return cluster.StorageReport{}
+	}
+	return s
+}
+
 // Folders are the synced folders of the host, by a name that is the same on all
 // members.
 func (h *Host) Folders() map[string]config.Folder {

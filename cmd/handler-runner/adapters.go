@@ -48,7 +48,7 @@ func (a *adapters) options() handlerrunner.Options {
 		Node: a.host.Record.Node.Name, Version: node.Version, State: a.host.Layout.Handler(),
 		Store: store{a}, Locks: locks{a}, Postgres: postgres{a.pg}, Replication: replication{a},
 		Directory: directory{a}, Units: units{a.host.Units()}, Peers: a.peers, Journal: a.journal,
-		Verdict: a.host.Verdict,
+		Verdict: a.host.Verdict, Storage: a.host.Storage,
 		Files: func() cluster.FilesReport {
 			f, err := a.host.Files()
 			if err != nil {
