@@ -54,7 +54,8 @@ func (c *Client) Vouch(ctx context.Context, n cluster.Node, _ string, epoch clus
 	return c.call(ctx, http.MethodPost, n, "vouch", VouchRequest{epoch}, nil)
 }
 
-// SetActive asks the active node to hand over to target.
+// SetActive asks the active node to hand over to target, or to the best standby
+// where that is empty.
 func (c *Client) SetActive(ctx context.Context, active cluster.Node, target string) error {
 	return c.call(ctx, http.MethodPost, active, "set-active", SetActiveRequest{target}, nil)
 }

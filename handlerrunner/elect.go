@@ -120,6 +120,11 @@ func (h *Handler) hindrance() string {
 	if s := h.Storage(); s.Problem != "" {
 		return "the disk of its database " + s.Problem
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.retiring {
+		return "its host is going down"
+	}
 	return ""
 }
 

@@ -87,6 +87,7 @@ type Handler struct {
 	followed cluster.Epoch // for which Follow was last done
 	tip      tip           // of the active, asked once per epoch
 	departed bool          // Depart was done
+	retiring bool          // the host goes down
 	vouches  time.Time     // until then this node does not detach from its active
 
 	// The driver's own:

@@ -1,7 +1,9 @@
 package handlerrunner
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -10,12 +12,13 @@ import (
 
 // order asks the driver of an active node to hand over.
 type order struct {
-	target string
+	target string // empty: the best standby
 	done   chan error
 }
 
-// HandOver gives activity to target and returns when target has been named, or
-// with the reason why it was not. It is refused on a node that is not active.
+// HandOver gives activity to target, or where that is empty to the best standby.
+// It returns when that one has been named, or with the reason why it was not. It
+// is refused on a node that is not active.
 func (h *Handler) HandOver(ctx context.Context, target string) error {
 	if err := h.mayHandOver(ctx, target); err != nil {
 		return err
@@ -26,6 +29,11 @@ func (h *Handler) HandOver(ctx context.Context, target string) error {
 	if err := h.Checkpoint(ctx); err != nil {
 		return fmt.Errorf("hand over: %w", err)
 	}
+	return h.order(ctx, target)
+}
+
+// order has the driver hand over.
+func (h *Handler) order(ctx context.Context, target string) error {
 	o := order{target, make(chan error, 1)}
 	select {
 	case h.orders <- o:
@@ -50,7 +58,7 @@ func (h *Handler) handOver(ctx context.Context, target string) error {
 	}
 	view, d, db := h.snapshot()
 	began := time.Now()
-	h.Journal.Write("handover", view.NextMaster.Epoch, fmt.Sprintf("%s hands over to %s", h.Node, target), nil)
+	h.Journal.Write("handover", view.NextMaster.Epoch, fmt.Sprintf("%s hands over to %s", h.Node, cmp.Or(target, "the best standby")), nil)
 	// The lock falls with the checks of the server that is about to stop.
 	if err := h.tenure.held().Update(ctx, cluster.Leader{Node: h.Node, Epoch: d.Tried, Timeline: db.Position.Timeline, Yields: true}); err != nil {
 		return fmt.Errorf("hand over: %w", err)
@@ -71,7 +79,7 @@ func (h *Handler) handOver(ctx context.Context, target string) error {
 	if err != nil {
 		return fmt.Errorf("hand over: %w", err)
 	}
-	if now.NextMaster.Node != target {
+	if target != "" && now.NextMaster.Node != target {
 		return fmt.Errorf("hand over: %s became active instead of %s: %s", now.NextMaster.Node, target, now.NextMaster.Reason)
 	}
 	return nil
@@ -90,7 +98,18 @@ func (h *Handler) mayHandOver(ctx context.Context, target string) error {
 	if err != nil {
 		return fmt.Errorf("look at PostgreSQL on %s: %w", h.Node, err)
 	}
-	return h.ready(ctx, view, db, target)
+	if target != "" {
+		return h.ready(ctx, view, db, target)
+	}
+	refused := []error{fmt.Errorf("no standby of %s can take over", h.Node)}
+	for _, other := range h.others(view) {
+		err := h.ready(ctx, view, db, other)
+		if err == nil {
+			return nil
+		}
+		refused = append(refused, err)
+	}
+	return errors.Join(refused...)
 }
 
 // succession holds the election of a node that has stopped its server.

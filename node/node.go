@@ -144,6 +144,8 @@ type Units interface {
 	State(ctx context.Context, unit string) (services.State, error)
 	Enable(ctx context.Context, units ...string) error
 	Disable(ctx context.Context, units ...string) error
+	// OnShutdown calls back when the host begins to go down, and holds that up.
+	OnShutdown(ctx context.Context, changed func(ctx context.Context, down bool)) error
 }
 
 // Units connects to systemd, or to the init of a dev node.

@@ -63,6 +63,25 @@ func (a *adapters) options() handlerrunner.Options {
 	}
 }
 
+// askAgain is the pause before the unit manager is asked anew to tell of a shutdown.
+const askAgain = 5 * time.Second
+
+// awaitShutdown lets the handler retire before the host goes down. That the
+// daemon itself is stopped is no reason to hand over.
+func (a *adapters) awaitShutdown(ctx context.Context, h *handlerrunner.Handler) error {
+	for {
+		err := a.host.Units().OnShutdown(ctx, h.Retire)
+		if ctx.Err() == nil {
+			a.host.Log.Warn("a shutdown of the host would be a failover", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(askAgain):
+		}
+	}
+}
+
 // store is the registry, as long as it holds this host's cluster.
 type store struct{ *adapters }
 
