@@ -24,6 +24,7 @@ func (s *Supervisor) inhibit(conn net.Conn) {
 	s.mu.Lock()
 	s.inhibitors[i] = struct{}{}
 	s.mu.Unlock()
+	s.log.Info("a shutdown will be told beforehand")
 	_, _ = io.Copy(io.Discard, conn)
 	s.mu.Lock()
 	delete(s.inhibitors, i)
