@@ -117,6 +117,11 @@ func New(o Options) (*Handler, error) {
 // lock as they are: the next run takes them up.
 func (h *Handler) Run(ctx context.Context) error {
 	h.resume(ctx)
+	var aside sync.WaitGroup
+	defer aside.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	aside.Go(func() { h.bringBack(ctx) })
 	watching := make(chan error, 1)
 	go func() { watching <- h.Store.Watch(ctx, h.see) }()
 	ticker := time.NewTicker(tick)

@@ -99,11 +99,12 @@ func (h *Handler) mayHandOver(ctx context.Context, target string) error {
 		return fmt.Errorf("look at PostgreSQL on %s: %w", h.Node, err)
 	}
 	if target != "" {
-		return h.ready(ctx, view, db, target)
+		_, err := h.ready(ctx, view, db, target)
+		return err
 	}
 	refused := []error{fmt.Errorf("no standby of %s can take over", h.Node)}
 	for _, other := range h.others(view) {
-		err := h.ready(ctx, view, db, other)
+		_, err := h.ready(ctx, view, db, other)
 		if err == nil {
 			return nil
 		}
@@ -143,33 +144,34 @@ func (h *Handler) final(ctx context.Context, epoch cluster.Epoch, seen uint64) (
 	return cluster.Answer{Node: h.Node, Epoch: epoch, Position: pos, SystemID: db.SystemID, Complete: cluster.Yes, Files: h.Files().Complete}, nil
 }
 
-// ready refuses a target that could not take over.
-func (h *Handler) ready(ctx context.Context, view cluster.View, db Database, target string) error {
+// ready refuses a target that could not take over, and returns what one that could
+// says of itself.
+func (h *Handler) ready(ctx context.Context, view cluster.View, db Database, target string) (r cluster.Report, err error) {
 	node, member := view.Nodes[target]
 	switch {
 	case !member:
-		return fmt.Errorf("%s is not a member of the cluster", target)
+		return r, fmt.Errorf("%s is not a member of the cluster", target)
 	case target == h.Node:
-		return fmt.Errorf("%s is already the active node", target)
+		return r, fmt.Errorf("%s is already the active node", target)
 	case node.Kind != cluster.Manager:
-		return fmt.Errorf("%s is a runner and cannot be active", target)
+		return r, fmt.Errorf("%s is a runner and cannot be active", target)
 	case view.Options(target).Bool("no_failover"):
-		return fmt.Errorf("%s has no_failover set; 'understudy cluster nodes update %s --options no_failover=false' lifts it", target, target)
+		return r, fmt.Errorf("%s has no_failover set; 'understudy cluster nodes update %s --options no_failover=false' lifts it", target, target)
 	}
-	r, err := h.Peers.Report(ctx, node)
+	r, err = h.Peers.Report(ctx, node)
 	if err != nil {
-		return fmt.Errorf("%s is offline: %w", target, err)
+		return r, fmt.Errorf("%s is offline: %w", target, err)
 	}
 	if r.State != cluster.Standby || !r.Streaming {
-		return fmt.Errorf("%s is %s and does not stream from %s; wait until it is a standby again", target, r.State, h.Node)
+		return r, fmt.Errorf("%s is %s and does not stream from %s; wait until it is a standby again", target, r.State, h.Node)
 	}
 	if r.Problem != "" {
-		return fmt.Errorf("%s cannot be active: %s", target, r.Problem)
+		return r, fmt.Errorf("%s cannot be active: %s", target, r.Problem)
 	}
 	for _, s := range db.Standbys {
 		if s.Name == target && s.Flushed+admitWithin >= db.Position.LSN {
-			return nil
+			return r, nil
 		}
 	}
-	return fmt.Errorf("%s is too far behind %s to take over; see LAG in 'understudy cluster nodes list'", target, h.Node)
+	return r, fmt.Errorf("%s is too far behind %s to take over; see LAG in 'understudy cluster nodes list'", target, h.Node)
 }

@@ -14,7 +14,7 @@ func (h *Handler) Report(ctx context.Context) cluster.Report {
 	valid, epoch := h.tenure.valid(time.Now())
 	r := cluster.Report{
 		Node: h.Node, State: d.State, Promise: d.Promise, Epoch: view.NextMaster.Epoch, Version: h.Version,
-		Position: db.Position, Upstream: db.Upstream, Quorum: db.InEffect, SystemID: db.SystemID, Streaming: db.Streaming,
+		Position: db.Position, Upstream: db.Upstream, Quorum: db.InEffect, SystemID: db.SystemID, Streaming: db.Streaming, Files: h.Files().Complete,
 	}
 	if view.Info != nil {
 		r.Cluster = view.Info.ID
