@@ -1,11 +1,14 @@
 package e2e
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/understudy-ha/understudy/dev/rig"
 )
 
 type eventJSON struct {
@@ -86,4 +89,24 @@ func shutDown(t *testing.T, g *group) {
 	})
 	g.must(t, "start", after.Standbys()[0])
 	g.healthy(t, "node1", 3)
+}
+
+// preferred makes a standby the preferred primary. When it has been well for a
+// minute it is active.
+func preferred(t *testing.T, g *group) {
+	before, began := g.healthy(t, "node1", 3), time.Now()
+	comes := before.Standbys()[0]
+	after := g.underWrites(t, func() {
+		want(t, g.cluster(t, comes, "options", "set", "preferred_primary="+comes), 0)
+		for s := (rig.Status{}); s.Active != comes && time.Since(began) < 2*soon; time.Sleep(time.Second) {
+			_ = json.Unmarshal([]byte(g.cluster(t, comes, "status", "--json").out), &s) // it may have to wait
+		}
+	})
+	if after.Active != comes || after.Epoch != before.Epoch+1 {
+		t.Errorf("%s is active in epoch %d, not %s in %d", after.Active, after.Epoch, comes, before.Epoch+1)
+	}
+	if found := g.eventsSince(t, comes, before.Active, "failback", began); len(found) != 1 || found[0].At.Sub(began) < soon {
+		t.Errorf("since %s: %v", began, found)
+	}
+	want(t, g.cluster(t, comes, "options", "set", "preferred_primary="), 0)
 }
