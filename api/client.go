@@ -72,7 +72,8 @@ func (c *Client) LastWrite(ctx context.Context, n cluster.Node, after cluster.LS
 	return w, err
 }
 
-// SetActive asks the active node to hand over to target.
+// SetActive asks the active node to hand over to target, or to the best standby
+// where that is empty.
 func (c *Client) SetActive(ctx context.Context, active cluster.Node, target string) error {
 	return c.call(ctx, http.MethodPost, active, "set-active", SetActiveRequest{target}, nil)
 }

@@ -111,7 +111,7 @@ type LastWriteRequest struct {
 
 // SetActiveRequest is the body of POST /api/v1/set-active.
 type SetActiveRequest struct {
-	Node string `json:"node"`
+	Node string `json:"node"` // empty: the best standby
 }
 
 // members lets only callers through whose certificate names a present member:

@@ -81,6 +81,13 @@ type Options struct {
 	Units    Units
 	Files    func() (cluster.FilesReport, error) // reads files.json
 
+	// Disk writes to the disk of the database, durably, and returns how many
+	// bytes are free for PostgreSQL there. It may hang, and is then not called
+	// again before it returns. Not needed by a runner.
+	Disk func() (free int64, err error)
+	// Storage tells the other daemons what came of it. Not needed by a runner.
+	Storage func(cluster.StorageReport) error
+
 	Logger *slog.Logger
 }
 
@@ -138,8 +145,8 @@ func (o Options) complete() error {
 		return errors.New("check-runner: options are not complete")
 	case o.Kind != cluster.Manager && o.Kind != cluster.Runner:
 		return errors.New("check-runner: the kind of the node is neither manager nor runner")
-	case o.Kind == cluster.Manager && o.Database == nil:
-		return errors.New("check-runner: a manager needs a database")
+	case o.Kind == cluster.Manager && (o.Database == nil || o.Disk == nil || o.Storage == nil):
+		return errors.New("check-runner: a manager needs a database and its disk")
 	}
 	return nil
 }

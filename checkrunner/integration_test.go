@@ -94,8 +94,10 @@ func TestDeathOfTheDatabase(t *testing.T) {
 	stop := run(ctx, t, checkrunner.Options{
 		Node: name, Kind: cluster.Manager, Always: []string{"web.service"},
 		Poster: consul{client}, Views: consul{client}, Database: postgres{database}, Units: noUnits{},
-		Files:  func() (cluster.FilesReport, error) { return cluster.FilesReport{Sending: true, At: time.Now()}, nil },
-		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		Files:   func() (cluster.FilesReport, error) { return cluster.FilesReport{Sending: true, At: time.Now()}, nil },
+		Disk:    func() (int64, error) { return checkrunner.WriteProbe(instance.DataDir + ".probe") },
+		Storage: func(cluster.StorageReport) error { return nil },
+		Logger:  slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 	defer stop()
 	passing := func() error { return healthIs(ctx, client, name, true, cluster.SessionChecks()...) }

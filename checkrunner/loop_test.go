@@ -184,6 +184,7 @@ type bench struct {
 	agent    *agent
 	views    views
 	database *database
+	disk     *disk
 	units    *units
 }
 
@@ -193,6 +194,7 @@ func healthyStandby() *bench {
 		agent:    &agent{start: time.Now(), posts: map[cluster.Check][]post{}},
 		views:    make(views, 1),
 		database: &database{role: role, lost: make(chan struct{})},
+		disk:     &disk{free: 10 << 30},
 		units: &units{state: map[string]cluster.Tri{"web.service": cluster.Yes, "worker.service": cluster.Yes},
 			changes: make(chan string)},
 	}
@@ -204,6 +206,7 @@ func healthyStandby() *bench {
 		Files: func() (cluster.FilesReport, error) {
 			return cluster.FilesReport{Complete: cluster.Yes, At: time.Now()}, nil
 		},
+		Disk: b.disk.look, Storage: b.disk.report,
 		Logger: slog.New(slog.DiscardHandler),
 	}
 	return b
@@ -478,7 +481,7 @@ func TestLeaderUnits(t *testing.T) {
 }
 
 func TestRunnerHasNoChecksOfADatabase(t *testing.T) {
-	during(t, func(b *bench) { b.Kind, b.Database = cluster.Runner, nil }, func(b *bench) {
+	during(t, func(b *bench) { b.Kind, b.Database, b.Disk, b.Storage = cluster.Runner, nil, nil, nil }, func(b *bench) {
 		wait(20 * time.Second)
 		want := map[cluster.Check]time.Duration{
 			cluster.CheckServices: 5 * time.Second, cluster.CheckFiles: 10 * time.Second, cluster.CheckHeartbeat: 35 * time.Second,
@@ -498,6 +501,7 @@ func TestIncompleteOptions(t *testing.T) {
 	for name, change := range map[string]func(*Options){
 		"node": func(o *Options) { o.Node = "" }, "kind": func(o *Options) { o.Kind = "" },
 		"database": func(o *Options) { o.Database = nil }, "files": func(o *Options) { o.Files = nil },
+		"disk": func(o *Options) { o.Disk = nil }, "storage": func(o *Options) { o.Storage = nil },
 	} {
 		o := healthyStandby().Options
 		change(&o)

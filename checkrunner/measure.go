@@ -27,6 +27,7 @@ func (r *runner) measurements() map[cluster.Check]measurement {
 		m[cluster.CheckPort] = r.port
 		m[cluster.CheckAnswer] = r.answer
 		m[cluster.CheckRole] = r.role
+		m[cluster.CheckStorage] = r.storage()
 	}
 	return m
 }

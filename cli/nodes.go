@@ -34,7 +34,7 @@ type nodeRow struct {
 var columns = []column{
 	{"consul", []string{"serfHealth"}},
 	{"services", []string{string(cluster.CheckServices)}},
-	{"database", []string{string(cluster.CheckPort), string(cluster.CheckAnswer), string(cluster.CheckRole)}},
+	{"database", []string{string(cluster.CheckPort), string(cluster.CheckAnswer), string(cluster.CheckRole), string(cluster.CheckStorage)}},
 	{"files", []string{string(cluster.CheckFiles)}},
 	{"heartbeat", []string{string(cluster.CheckHeartbeat)}},
 }

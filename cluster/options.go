@@ -50,7 +50,7 @@ var knownOptions = []Option{
 	{"ping_targets", "", "IP addresses, separated by commas", true,
 		"beside the default gateway: a node that reaches none of them is isolated", addresses},
 	{"preferred_primary", "", "node name", false,
-		"the node that wins an election among equals", nameOrNone},
+		"the node that wins an election among equals, and that becomes active again when it has been well for a minute", nameOrNone},
 	{"priority", "100", "number", true,
 		"among equals in an election the node with the higher number wins", count},
 	{"sync_mode", string(Available), "strict, available or async", false,

@@ -43,6 +43,7 @@ const (
 	CheckPort      Check = "postgres-port"   // PostgreSQL accepts connections
 	CheckAnswer    Check = "postgres-answer" // it answers select 1
 	CheckRole      Check = "postgres-role"   // primary on the active, else following the right active
+	CheckStorage   Check = "storage"         // the disk of the database takes writes, and has room
 	CheckServices  Check = "services"        // all units of this node's role run
 	CheckFiles     Check = "files"           // folders in sync
 	CheckHeartbeat Check = "heartbeat"       // check-runner lives
@@ -54,6 +55,7 @@ func Checks() map[Check]time.Duration {
 		CheckPort:      5 * time.Second,
 		CheckAnswer:    5 * time.Second,
 		CheckRole:      5 * time.Second,
+		CheckStorage:   10 * time.Second,
 		CheckServices:  5 * time.Second,
 		CheckFiles:     10 * time.Second,
 		CheckHeartbeat: 35 * time.Second,
@@ -64,7 +66,7 @@ func Checks() map[Check]time.Duration {
 // them fails, the lock is free at once. The role is not among them, because it
 // fails on every standby in the moment in which one of them must take the lock;
 // nor is serfHealth, because gossip flaps.
-func SessionChecks() []Check { return []Check{CheckPort, CheckAnswer, CheckServices} }
+func SessionChecks() []Check { return []Check{CheckPort, CheckAnswer, CheckStorage, CheckServices} }
 
 // ServiceID is the Consul service that the checks belong to; the id of a check
 // is ServiceID + ":" + its name.
@@ -106,6 +108,8 @@ type Report struct {
 	Follows   Epoch     `json:"follows,omitempty"`  // a standby whose gate is open: the epoch of its active
 	Side      *Side     `json:"side,omitempty"`     // its data are those of a part that was cut off, at risk until it is settled
 	Departed  bool      `json:"departed,omitempty"` // removed, and withdrawn from Consul
+	Files     Tri       `json:"files"`              // it has every file of the active
+	Problem   string    `json:"problem,omitempty"`  // why it could not be active now; empty: it could
 }
 
 // Unit is a unit of the manager and whether it runs.

@@ -36,6 +36,9 @@ func (l Layout) Verdict() string { return filepath.Join(l.Run, "verdict.json") }
 // Files is where file-sync writes how complete the folders are.
 func (l Layout) Files() string { return filepath.Join(l.Run, "files.json") }
 
+// Storage is where check-runner writes whether the database's disk takes writes.
+func (l Layout) Storage() string { return filepath.Join(l.Run, "storage.json") }
+
 // InitSocket is where the supervisor of a dev node answers.
 func (l Layout) InitSocket() string { return filepath.Join(l.Run, "init.sock") }
 

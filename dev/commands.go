@@ -35,6 +35,7 @@ func Commands() *cli.Command {
 			"Example:\n   understudy dev up --detach && understudy dev info",
 		Subcommands: []*cli.Command{
 			upCommand(), infoCommand(), killCommand(), startCommand(),
+			nodeCommand("stop", "shut a node down in order, as its host would; the active one hands over first", "understudy dev stop node1", Stop),
 			nodeCommand("freeze", "stop everything on a node with SIGSTOP", "understudy dev freeze node1", Freeze),
 			nodeCommand("thaw", "let a frozen node go on", "understudy dev thaw node1", Thaw),
 			cutCommand(), healCommand(), logsCommand(), downCommand(), guardCommand(), initCommand(),

@@ -180,6 +180,16 @@ func signalNode(dir, node, what string, sig syscall.Signal) error {
 	return nil
 }
 
+// Stop shuts a node down in order, as an operator does with a host: an active one
+// hands over first. A node that is down already is left alone.
+func Stop(ctx context.Context, dir, node string) error {
+	_, n, err := openNode(dir, node)
+	if err != nil {
+		return err
+	}
+	return n.shutDown(ctx)
+}
+
 // shutDown stops a node in order, and with Kill where that takes too long.
 func (n Node) shutDown(ctx context.Context) error {
 	r, up := n.record()

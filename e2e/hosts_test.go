@@ -5,10 +5,8 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -59,47 +57,6 @@ func startTogether(t *testing.T, g *group, node string) {
 	if second.code != 1 || !strings.Contains(second.err, "is at work on this host") && !strings.Contains(second.err, "already a member") {
 		t.Error(second)
 	}
-}
-
-// fullDisk joins node4, whose database lies on a disk that is too small for a
-// second copy beside it. Only root can make such a disk.
-func fullDisk(t *testing.T, g *group) {
-	if os.Geteuid() != 0 {
-		t.Log("not root: the check of the free space is left to the tests of pgrepl")
-		return
-	}
-	n := g.node(t, "node4")
-	parent := filepath.Dir(n.Postgres.DataDir)
-	g.must(t, "kill", "node4")
-	if err := os.Rename(parent, parent+".moved"); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Mkdir(parent, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Mount("tmpfs", parent, "tmpfs", 0, "size=200m,mode=755"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		g.must(t, "kill", "node4")
-		if err := syscall.Unmount(parent, 0); err != nil {
-			t.Error(err)
-		}
-	})
-	for _, command := range [][]string{{"cp", "-a", parent + ".moved/.", parent}, {"rm", "-r", parent + ".moved"}} {
-		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %v\n%s", command, err, out)
-		}
-	}
-	g.must(t, "start", "node4")
-	args := g.joinArgs(t, "node4", g.token(t, "node1"), "node1")
-	want(t, g.cluster(t, "node4", args...), 1, "clone the database", "not enough disk space", "are needed at "+parent, "repeat the same command")
-	g.without(t, "node1", "node4")
-	if err := syscall.Mount("tmpfs", parent, "tmpfs", syscall.MS_REMOUNT, "size=2g"); err != nil {
-		t.Fatal(err)
-	}
-	want(t, g.cluster(t, "node4", args...), 0, "node4 is a standby of cluster")
-	g.healthy(t, "node4", 3)
 }
 
 // without checks that the cluster works although a node is not there yet.

@@ -54,6 +54,9 @@ func TestTrio(t *testing.T) {
 		{"the node of Consul's leader dies", consulLeaderDies},
 		{"the active is frozen", frozen},
 		{"the active goes down whole", nodeDies},
+		{"handler-runner is restarted", handlerRestarts},
+		{"the host of the active is shut down", shutDown},
+		{"the preferred primary comes back", preferred},
 		{"a removed node", removed},
 	} {
 		if !t.Run(story.name, func(t *testing.T) { story.tell(t, g) }) {

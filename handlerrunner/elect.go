@@ -107,8 +107,8 @@ func (h *Handler) answer(ctx context.Context, promise cluster.Epoch) (cluster.An
 
 // problem tells why this node could not be active now, empty if it could.
 func (h *Handler) problem(ctx context.Context) string {
-	if v := h.Verdict(); v.Verdict == cluster.Minority || v.Verdict == cluster.Isolated {
-		return "it is cut off: " + v.Reason
+	if p := h.hindrance(); p != "" {
+		return p
 	}
 	return h.idle(ctx)
 }
@@ -119,6 +119,22 @@ func (h *Handler) idle(ctx context.Context) string {
 		if running, err := h.Units.Running(ctx, u); err != nil || running != cluster.Yes {
 			return fmt.Sprintf("its unit %s does not run", u)
 		}
+	}
+	return ""
+}
+
+// hindrance is what other daemons have found that keeps this node from being active.
+func (h *Handler) hindrance() string {
+	if v := h.Verdict(); v.Verdict == cluster.Minority || v.Verdict == cluster.Isolated {
+		return "it is cut off: " + v.Reason
+	}
+	if s := h.Storage(); s.Problem != "" {
+		return "the disk of its database " + s.Problem
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.retiring {
+		return "its host is going down"
 	}
 	return ""
 }

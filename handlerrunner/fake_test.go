@@ -84,11 +84,11 @@ func (r *registry) drop(id string) {
 	}
 }
 
-// checks ends the sessions of nodes whose PostgreSQL was seen to be gone. A
-// node that is dead, frozen or cut off tells nothing.
+// checks ends the sessions of nodes whose PostgreSQL was seen to be gone, or
+// whose disk fails. A node that is dead, frozen or cut off tells nothing.
 func (r *registry) checks() {
 	for _, s := range r.sessions {
-		if h := r.w.hosts[s.node]; h.speaks() && !h.pg.running {
+		if h := r.w.hosts[s.node]; h.speaks() && (!h.pg.running || h.pg.disk != "") {
 			r.drop(s.id)
 		}
 	}
@@ -196,7 +196,7 @@ func (l *fakeLocks) Acquire(ctx context.Context, value cluster.Leader, ttl time.
 		return nil, errSuperseded
 	case r.view.Leader.Held:
 		return nil, errLocked
-	case !l.h.pg.running:
+	case !l.h.pg.running, l.h.pg.disk != "":
 		return nil, errCheckFails
 	}
 	r.made++

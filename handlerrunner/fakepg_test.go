@@ -50,6 +50,8 @@ type fakePG struct {
 	stalled   bool // its receiver is connected and gets nothing
 	stranded  bool // the WAL it needs is gone; a clone mends it
 
+	disk string // what is wrong with it
+
 	failRewinds, failClones int           // so many of the next ones fail
 	hangs                   bool          // a fast shutdown does not end
 	checkpoints             time.Duration // how long one takes

@@ -33,7 +33,8 @@ type Options struct {
 	Journal Journal
 	Verdict func() cluster.VerdictReport // the watcher's, unknown when it is old
 	Files   func() cluster.FilesReport
-	Depart  func(context.Context) error // leave Consul for good; may be repeated
+	Storage func() cluster.StorageReport // check-runner's, empty when it is old
+	Depart  func(context.Context) error  // leave Consul for good; may be repeated
 
 	// PostgreSQL on this node; not looked at on a runner.
 	Postgres     Postgres
@@ -101,6 +102,7 @@ type Handler struct {
 	followed cluster.Epoch // for which Follow was last done
 	tip      tip           // of the active, asked once per epoch
 	departed bool          // Depart was done
+	retiring bool          // the host goes down
 	vouches  time.Time     // until then this node does not detach from its active
 
 	// The driver's own:
@@ -140,6 +142,11 @@ func New(o Options) (*Handler, error) {
 // lock as they are: the next run takes them up.
 func (h *Handler) Run(ctx context.Context) error {
 	h.resume(ctx)
+	var aside sync.WaitGroup
+	defer aside.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	aside.Go(func() { h.bringBack(ctx) })
 	watching := make(chan error, 1)
 	go func() { watching <- h.Store.Watch(ctx, h.see) }()
 	ticker := time.NewTicker(tick)
@@ -277,7 +284,7 @@ func (h *Handler) keep() error {
 	h.mu.Lock()
 	d := h.durable
 	h.mu.Unlock()
-	err := statefile.Write(h.State, d)
+	err := statefile.Keep(h.State, d)
 	if err != nil {
 		h.Log.Error("state not written", "error", err)
 	}

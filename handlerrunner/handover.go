@@ -1,7 +1,9 @@
 package handlerrunner
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -10,13 +12,14 @@ import (
 
 // order asks the driver of an active node to hand over.
 type order struct {
-	target string
+	target string   // empty: the best standby
 	claim  *claimed // the target has served a part, and its database goes on
 	done   chan error
 }
 
-// HandOver gives activity to target and returns when target has been named, or
-// with the reason why it was not. It is refused on a node that is not active.
+// HandOver gives activity to target, or where that is empty to the best standby.
+// It returns when that one has been named, or with the reason why it was not. It
+// is refused on a node that is not active.
 func (h *Handler) HandOver(ctx context.Context, target string) error {
 	if err := h.mayHandOver(ctx, order{target: target}); err != nil {
 		return err
@@ -30,7 +33,7 @@ func (h *Handler) HandOver(ctx context.Context, target string) error {
 	return h.order(ctx, order{target: target})
 }
 
-// order gives the driver an order and waits until it is carried out.
+// order has the driver hand over.
 func (h *Handler) order(ctx context.Context, o order) error {
 	o.done = make(chan error, 1)
 	select {
@@ -56,7 +59,7 @@ func (h *Handler) handOver(ctx context.Context, o order) error {
 	}
 	view, d, db := h.snapshot()
 	began := time.Now()
-	h.Journal.Write("handover", view.NextMaster.Epoch, fmt.Sprintf("%s hands over to %s", h.Node, o.target), nil)
+	h.Journal.Write("handover", view.NextMaster.Epoch, fmt.Sprintf("%s hands over to %s", h.Node, cmp.Or(o.target, "the best standby")), nil)
 	// The lock falls with the checks of the server that is about to stop.
 	if err := h.tenure.held().Update(ctx, cluster.Leader{Node: h.Node, Epoch: d.Tried, Timeline: db.Position.Timeline, Yields: true}); err != nil {
 		return fmt.Errorf("hand over: %w", err)
@@ -80,7 +83,7 @@ func (h *Handler) handOver(ctx context.Context, o order) error {
 	if err != nil {
 		return fmt.Errorf("hand over: %w", err)
 	}
-	if now.NextMaster.Node != o.target {
+	if o.target != "" && now.NextMaster.Node != o.target {
 		return fmt.Errorf("hand over: %s became active instead of %s: %s", now.NextMaster.Node, o.target, now.NextMaster.Reason)
 	}
 	return nil
@@ -126,7 +129,19 @@ func (h *Handler) mayHandOver(ctx context.Context, o order) error {
 	if err != nil {
 		return fmt.Errorf("look at PostgreSQL on %s: %w", h.Node, err)
 	}
-	return h.ready(ctx, view, db, o.target)
+	if o.target != "" {
+		_, err := h.ready(ctx, view, db, o.target)
+		return err
+	}
+	refused := []error{fmt.Errorf("no standby of %s can take over", h.Node)}
+	for _, other := range h.others(view) {
+		_, err := h.ready(ctx, view, db, other)
+		if err == nil {
+			return nil
+		}
+		refused = append(refused, err)
+	}
+	return errors.Join(refused...)
 }
 
 // succession holds the election of a node that has stopped its server.
@@ -167,30 +182,34 @@ func (h *Handler) final(ctx context.Context, epoch cluster.Epoch, seen uint64) (
 	return cluster.Answer{Node: h.Node, Epoch: epoch, Position: pos, History: history, SystemID: db.SystemID, Complete: cluster.Yes, Files: h.Files().Complete}, nil
 }
 
-// ready refuses a target that could not take over.
-func (h *Handler) ready(ctx context.Context, view cluster.View, db Database, target string) error {
+// ready refuses a target that could not take over, and returns what one that could
+// says of itself.
+func (h *Handler) ready(ctx context.Context, view cluster.View, db Database, target string) (r cluster.Report, err error) {
 	node, member := view.Nodes[target]
 	switch {
 	case !member:
-		return fmt.Errorf("%s is not a member of the cluster", target)
+		return r, fmt.Errorf("%s is not a member of the cluster", target)
 	case target == h.Node:
-		return fmt.Errorf("%s is already the active node", target)
+		return r, fmt.Errorf("%s is already the active node", target)
 	case node.Kind != cluster.Manager:
-		return fmt.Errorf("%s is a runner and cannot be active", target)
+		return r, fmt.Errorf("%s is a runner and cannot be active", target)
 	case view.Options(target).Bool("no_failover"):
-		return fmt.Errorf("%s has no_failover set; 'understudy cluster nodes update %s --options no_failover=false' lifts it", target, target)
+		return r, fmt.Errorf("%s has no_failover set; 'understudy cluster nodes update %s --options no_failover=false' lifts it", target, target)
 	}
-	r, err := h.Peers.Report(ctx, node)
+	r, err = h.Peers.Report(ctx, node)
 	if err != nil {
-		return fmt.Errorf("%s is offline: %w", target, err)
+		return r, fmt.Errorf("%s is offline: %w", target, err)
 	}
 	if r.State != cluster.Standby || !r.Streaming {
-		return fmt.Errorf("%s is %s and does not stream from %s; wait until it is a standby again", target, r.State, h.Node)
+		return r, fmt.Errorf("%s is %s and does not stream from %s; wait until it is a standby again", target, r.State, h.Node)
+	}
+	if r.Problem != "" {
+		return r, fmt.Errorf("%s cannot be active: %s", target, r.Problem)
 	}
 	for _, s := range db.Standbys {
 		if s.Name == target && s.Flushed+admitWithin >= db.Position.LSN {
-			return nil
+			return r, nil
 		}
 	}
-	return fmt.Errorf("%s is too far behind %s to take over; see LAG in 'understudy cluster nodes list'", target, h.Node)
+	return r, fmt.Errorf("%s is too far behind %s to take over; see LAG in 'understudy cluster nodes list'", target, h.Node)
 }

@@ -2,6 +2,7 @@ package handlerrunner
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/understudy-ha/understudy/cluster"
@@ -14,6 +15,7 @@ func (h *Handler) Report(ctx context.Context) cluster.Report {
 	r := cluster.Report{
 		Node: h.Node, State: d.State, Promise: d.Promise, Epoch: view.NextMaster.Epoch, Version: h.Version,
 		Position: db.Position, Upstream: db.Upstream, Quorum: db.InEffect, SystemID: db.SystemID, Streaming: db.Streaming, Side: d.Side,
+		Files: h.Files().Complete,
 	}
 	if view.Info != nil {
 		r.Cluster = view.Info.ID
@@ -29,12 +31,15 @@ func (h *Handler) Report(ctx context.Context) cluster.Report {
 			r.History = history
 		}
 	}
-	r.Follows = h.followedEpoch()
+	r.Follows, r.Problem = h.followedEpoch(), h.hindrance()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	r.Reason, r.Since, r.Departed = h.reason, h.since, h.departed
 	for _, u := range h.AlwaysUnits {
 		r.Services = append(r.Services, cluster.Unit{Name: u, Running: h.units[u]})
+		if r.Problem == "" && h.units[u] != cluster.Yes {
+			r.Problem = fmt.Sprintf("its unit %s does not run", u)
+		}
 	}
 	for _, u := range h.LeaderUnits {
 		r.Services = append(r.Services, cluster.Unit{Name: u, Leader: true, Running: h.units[u]})

@@ -170,6 +170,21 @@ var slow = map[string]func(*world, *host, []string) error{
 		w.asked.Go(func() { _ = h.handler.HandOver(w.ctx, args[0]) })
 		return nil
 	},
+	"shut-down": func(_ *world, h *host, _ []string) error { // the host goes down in order
+		h.handler.Retire(h.w.ctx, true)
+		h.w.mu.Lock()
+		defer h.w.mu.Unlock()
+		h.lose()
+		return nil
+	},
+	"retire": func(_ *world, h *host, _ []string) error { // it is about to
+		h.handler.Retire(h.w.ctx, true)
+		return nil
+	},
+	"stay": func(_ *world, h *host, _ []string) error { // it does not, after all
+		h.handler.Retire(h.w.ctx, false)
+		return nil
+	},
 	"set-active": func(w *world, h *host, args []string) error { // ask a node to make another one active
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
@@ -234,6 +249,8 @@ var quick = map[string]func(*world, *host, []string) error{
 	},
 	"unplug":     func(_ *world, h *host, _ []string) error { h.pg.unplugged = true; return nil },
 	"stall":      func(_ *world, h *host, _ []string) error { h.pg.stalled = true; return nil },
+	"fill-disk":  func(_ *world, h *host, _ []string) error { h.pg.disk = "is full: 3 MB are free"; return nil },
+	"free-disk":  func(_ *world, h *host, _ []string) error { h.pg.disk = ""; return nil },
 	"strand":     func(_ *world, h *host, _ []string) error { h.pg.stranded = true; return nil },
 	"incomplete": func(_ *world, h *host, _ []string) error { h.pg.complete = false; return nil },
 	"hang":       func(_ *world, h *host, _ []string) error { h.pg.hangs = true; return nil },

@@ -213,6 +213,7 @@ func (h *host) start() {
 		Peers: &fakePeers{h}, Parts: &fakePeers{h}, Divergence: &fakeDivergence{h}, Journal: &fakeJournal{h},
 		Verdict:    h.report,
 		Files:      func() cluster.FilesReport { return cluster.FilesReport{Complete: cluster.Yes} },
+		Storage:    func() cluster.StorageReport { return cluster.StorageReport{Problem: h.pg.disk} },
 		Checkpoint: h.pg.checkpoint,
 		Depart: func(context.Context) error {
 			h.w.mu.Lock()

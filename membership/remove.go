@@ -52,26 +52,18 @@ func (r Removal) Remove(ctx context.Context, view cluster.View, name string, sho
 	return nil
 }
 
-// handOver moves activity to the first other manager that takes it.
+// handOver moves activity to the best other manager.
 func (r Removal) handOver(ctx context.Context, view cluster.View, name string) error {
 	if view.Leader.Node != name || !view.Leader.Held {
 		return nil
 	}
-	var refused []error
-	for _, other := range view.Managers() {
-		if other == name {
-			continue
-		}
-		err := r.Peers.SetActive(ctx, view.Nodes[name], other)
-		if err == nil {
-			return r.served(ctx, name)
-		}
-		refused = append(refused, err)
+	switch err := r.Peers.SetActive(ctx, view.Nodes[name], ""); {
+	case err == nil:
+		return r.served(ctx, name)
+	case !r.Force:
+		return fmt.Errorf("%s is active and no other node can take over: %w; --force removes it all the same", name, err)
 	}
-	if r.Force {
-		return nil
-	}
-	return fmt.Errorf("%s is active and no other node can take over: %w; --force removes it all the same", name, errors.Join(refused...))
+	return nil
 }
 
 // served waits until another node than name is active.

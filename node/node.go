@@ -144,6 +144,8 @@ type Units interface {
 	State(ctx context.Context, unit string) (services.State, error)
 	Enable(ctx context.Context, units ...string) error
 	Disable(ctx context.Context, units ...string) error
+	// OnShutdown calls back when the host begins to go down, and holds that up.
+	OnShutdown(ctx context.Context, changed func(ctx context.Context, down bool)) error
 }
 
 // Units connects to systemd, or to the init of a dev node.
@@ -185,6 +187,16 @@ func (h *Host) Files() (cluster.FilesReport, error) {
 		err = errors.New("file-sync has not reported lately")
 	}
 	return f, err
+}
+
+// Storage is what check-runner found of the database's disk lately; empty where
+// that is missing or old.
+func (h *Host) Storage() cluster.StorageReport {
+	s, err := statefile.Read[cluster.StorageReport](h.Layout.Storage())
+	if err != nil || time.Since(s.At) > max(config.StaleAfter, h.Record.Options().Stretch(cluster.Checks()[cluster.CheckStorage])) {
+		return cluster.StorageReport{}
+	}
+	return s
 }
 
 // Folders are the synced folders of the host, by a name that is the same on all

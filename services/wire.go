@@ -5,6 +5,8 @@ import "syscall"
 // Request is one line that a client sends to a node's init: the operation and
 // what it is about. An answer follows for every request, except for OpWatch,
 // which is answered by one Event for each unit and one for each change, for ever.
+// That to OpInhibit comes when the node is to go down, which then waits until the
+// client hangs up.
 type Request struct {
 	Op     Op             `json:"op"`
 	Unit   string         `json:"unit,omitempty"`
@@ -26,6 +28,7 @@ const (
 	OpReload   Op = "reload"   // check all unit files
 	OpShutdown Op = "shutdown" // stop everything in order and exit
 	OpWatch    Op = "watch"
+	OpInhibit  Op = "inhibit" // be told of a shutdown beforehand, and hold it up
 )
 
 // Response answers a Request.

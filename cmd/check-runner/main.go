@@ -27,7 +27,9 @@ func run(ctx context.Context, host *node.Host) error {
 		Files: func() (cluster.FilesReport, error) {
 			return statefile.Read[cluster.FilesReport](host.Layout.Files())
 		},
-		Logger: host.Log,
+		Disk:    func() (int64, error) { return checkrunner.WriteProbe(host.Config.Postgres.DataDir + ".probe") },
+		Storage: func(s cluster.StorageReport) error { return statefile.Write(host.Layout.Storage(), s) },
+		Logger:  host.Log,
 	}
 	if o.Kind == cluster.Manager {
 		pg, err := host.Postgres()

@@ -51,7 +51,7 @@ func (a *adapters) options() handlerrunner.Options {
 		State: a.host.Layout.Handler(), Known: a.host.Layout.Known(),
 		Store: store{a}, Locks: locks{a}, Postgres: postgres{a.pg}, Replication: replication{a},
 		Directory: directory{a}, Divergence: divergence{a}, Units: units{a.host.Units()}, Peers: a.peers, Parts: parts{a.peers}, Journal: a.journal,
-		Verdict: a.host.Verdict,
+		Verdict: a.host.Verdict, Storage: a.host.Storage,
 		Files: func() cluster.FilesReport {
 			f, err := a.host.Files()
 			if err != nil {
@@ -107,6 +107,25 @@ func (d divergence) Export(ctx context.Context, epoch cluster.Epoch, fork cluste
 		d.journal.Write("divergence", epoch, fmt.Sprintf("%s keeps what only it had: 'understudy divergence show %s'", r.Node.Name, s.ID), s)
 	}
 	return err
+}
+
+// askAgain is the pause before the unit manager is asked anew to tell of a shutdown.
+const askAgain = 5 * time.Second
+
+// awaitShutdown lets the handler retire before the host goes down. That the
+// daemon itself is stopped is no reason to hand over.
+func (a *adapters) awaitShutdown(ctx context.Context, h *handlerrunner.Handler) error {
+	for {
+		err := a.host.Units().OnShutdown(ctx, h.Retire)
+		if ctx.Err() == nil {
+			a.host.Log.Warn("a shutdown of the host would be a failover", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(askAgain):
+		}
+	}
 }
 
 // store is the registry, as long as it holds this host's cluster.

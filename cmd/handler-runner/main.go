@@ -27,5 +27,6 @@ func run(ctx context.Context, host *node.Host) error {
 	group.Go(func() error { return handler.Run(ctx) })
 	group.Go(func() error { return a.journal.run(ctx) })
 	group.Go(func() error { return a.serve(ctx, handler) })
+	group.Go(func() error { return a.awaitShutdown(ctx, handler) })
 	return group.Wait()
 }

@@ -205,6 +205,15 @@ func (n *node) eventually(what string, holds func() bool) {
 	}
 }
 
+// logged waits until the init has logged a text.
+func (n *node) logged(text string) {
+	n.t.Helper()
+	n.eventually("the init logs "+text, func() bool {
+		log, _ := os.ReadFile(filepath.Join(n.dir, "init.log"))
+		return strings.Contains(string(log), text)
+	})
+}
+
 // file waits for a file of the node and returns its text.
 func (n *node) file(name string) string {
 	n.t.Helper()

@@ -68,6 +68,10 @@ func (s *Supervisor) answer(conn net.Conn, goDown func()) {
 		s.stream(conn)
 		return
 	}
+	if request.Op == services.OpInhibit {
+		s.inhibit(conn)
+		return
+	}
 	var response services.Response
 	if request.Op == services.OpShutdown {
 		s.shutdown()

@@ -46,10 +46,13 @@ type Supervisor struct {
 	processes *processes
 	adopting  sync.Mutex // one unit at a time claims orphans
 
-	mu       sync.Mutex
-	services map[string]*service
-	watchers map[*watcher]struct{}
-	closing  bool
+	farewells sync.Once
+
+	mu         sync.Mutex
+	services   map[string]*service
+	watchers   map[*watcher]struct{}
+	inhibitors map[*inhibitor]struct{}
+	closing    bool
 }
 
 // Run starts the enabled units, serves the socket and returns when it was told
@@ -73,7 +76,7 @@ func Run(ctx context.Context, opts Options) error {
 	}
 	s := &Supervisor{
 		opts: opts, log: opts.Logger, processes: newProcesses(),
-		services: make(map[string]*service), watchers: make(map[*watcher]struct{}),
+		services: make(map[string]*service), watchers: make(map[*watcher]struct{}), inhibitors: make(map[*inhibitor]struct{}),
 	}
 	return s.serve(ctx)
 }
@@ -94,8 +97,10 @@ func (s *Supervisor) boot() {
 	}
 }
 
-// shutdown stops all units, in the reverse order. Nothing is started any more.
+// shutdown says farewell, and stops all units in the reverse order. Nothing is
+// started any more.
 func (s *Supervisor) shutdown() {
+	s.farewells.Do(s.farewell)
 	s.mu.Lock()
 	s.closing = true
 	all := slices.Collect(maps.Values(s.services))
