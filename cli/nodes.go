@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strconv"
 	"sync"
@@ -14,6 +15,7 @@ import (
 	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/membership"
 	"github.com/understudy-ha/understudy/registry"
+	"github.com/understudy-ha/understudy/statefile"
 )
 
 // nodeRow is one line of nodes list, and one object of its JSON.
@@ -77,13 +79,15 @@ func listNodes(c *urfave.Context) error {
 		return err
 	}
 	defer m.close()
-	view, rows, _, err := m.rows(c.Context)
+	o, err := m.look(c.Context)
 	if err != nil {
 		return err
 	}
-	return show(c, rows, func(w io.Writer) {
-		printNodes(w, rows)
-		if _, err := active(view); err != nil {
+	return show(c, o.rows, func(w io.Writer) {
+		printNodes(w, o.rows)
+		if o.cutOff != "" {
+			fmt.Fprintf(w, "\n%s is cut off from the majority, and shows what it last knew: %s.\n", m.host.Record.Node.Name, o.cutOff)
+		} else if _, err := active(o.view); err != nil {
 			fmt.Fprintln(w, "\nNo node is active at the moment.")
 		}
 	})
@@ -124,36 +128,67 @@ func timelineOf(t cluster.Timeline) string {
 // not are offline.
 const reportWithin = 2 * time.Second
 
-// rows gathers what nodes list shows, asking all nodes at the same time.
-func (m *member) rows(ctx context.Context) (cluster.View, []nodeRow, map[string]map[string]registry.CheckState, error) {
-	view, err := m.view(ctx)
-	if err != nil {
-		return view, nil, nil, err
+// overview is the cluster as this host sees it.
+type overview struct {
+	view   cluster.View
+	rows   []nodeRow
+	health map[string]map[string]registry.CheckState
+	// cutOff says why this host is cut off from the majority; then the view
+	// is what it last knew, and Consul's checks are not known.
+	cutOff string
+}
+
+// serving is the name of the node that serves the part that is cut off.
+func (o overview) serving() string {
+	for _, r := range o.rows {
+		if r.State == string(cluster.ActiveMinority) {
+			return r.Name
+		}
 	}
-	health, err := m.reg.Health(ctx)
-	if err != nil {
-		return view, nil, nil, err
+	return ""
+}
+
+// look gathers what nodes list shows, asking all nodes at the same time.
+func (m *member) look(ctx context.Context) (o overview, err error) {
+	if o.view, o.cutOff, err = m.known(ctx); err != nil {
+		return o, err
 	}
-	var names []string
-	for name := range view.Nodes {
-		names = append(names, name)
+	if o.cutOff == "" {
+		if o.health, err = m.reg.Health(ctx); err != nil {
+			return o, err
+		}
 	}
-	slices.Sort(names)
-	rows := make([]nodeRow, len(names))
+	names := slices.Sorted(maps.Keys(o.view.Nodes))
+	o.rows = make([]nodeRow, len(names))
 	var wait sync.WaitGroup
 	for i, name := range names {
 		wait.Go(func() {
 			try, cancel := context.WithTimeout(ctx, reportWithin)
 			defer cancel()
-			r, err := m.peers.Report(try, view.Nodes[name])
-			rows[i] = rowOf(view, view.Nodes[name], r, err == nil, health[name])
+			r, err := m.peers.Report(try, o.view.Nodes[name])
+			o.rows[i] = rowOf(o.view, o.view.Nodes[name], r, err == nil)
+			if o.cutOff == "" {
+				o.rows[i].judge(o.health[name])
+			}
 		})
 	}
 	wait.Wait()
-	return view, rows, health, nil
+	return o, nil
 }
 
-func rowOf(view cluster.View, n cluster.Node, r cluster.Report, online bool, health map[string]registry.CheckState) nodeRow {
+// known reads the cluster's state, or what this host last knew of it where its
+// watcher finds it cut off.
+func (m *member) known(ctx context.Context) (v cluster.View, cutOff string, err error) {
+	if w := m.host.Verdict(); w.Verdict == cluster.Minority || w.Verdict == cluster.Isolated {
+		if v, err := statefile.Read[cluster.View](m.host.Layout.Known()); err == nil {
+			return v, w.Reason, nil
+		}
+	}
+	v, err = m.view(ctx)
+	return v, "", err
+}
+
+func rowOf(view cluster.View, n cluster.Node, r cluster.Report, online bool) nodeRow {
 	row := nodeRow{
 		Name: n.Name, HostIP: n.Address, Kind: n.Kind, State: "offline", Version: n.Version,
 		Options: view.Options(n.Name), Checks: map[string]string{},
@@ -164,8 +199,13 @@ func rowOf(view cluster.View, n cluster.Node, r cluster.Report, online bool, hea
 			row.State = "leader"
 		}
 	}
+	return row
+}
+
+// judge fills in the checks, by what Consul says of them.
+func (row *nodeRow) judge(health map[string]registry.CheckState) {
 	for _, col := range columns {
-		if !col.of(n.Kind) {
+		if !col.of(row.Kind) {
 			continue
 		}
 		row.Checks[col.name] = sumUp(health, col.checks)
@@ -174,7 +214,6 @@ func rowOf(view cluster.View, n cluster.Node, r cluster.Report, online bool, hea
 			row.Checks[col.name] = "FAIL"
 		}
 	}
-	return row
 }
 
 // sumUp is OK when all checks are, and FAIL when one is not or is missing.
@@ -197,10 +236,11 @@ func getNode(c *urfave.Context) error {
 		return err
 	}
 	defer m.close()
-	_, rows, health, err := m.rows(c.Context)
+	o, err := m.look(c.Context)
 	if err != nil {
 		return err
 	}
+	rows, health := o.rows, o.health
 	name := args[0]
 	i := slices.IndexFunc(rows, func(r nodeRow) bool { return r.Name == name })
 	if i < 0 {

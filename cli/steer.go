@@ -21,6 +21,7 @@ type clusterStatus struct {
 	Named    string          `json:"next_master"`
 	Reason   string          `json:"reason"`
 	Sync     cluster.SyncSet `json:"sync"`
+	CutOff   string          `json:"cut_off,omitempty"` // why this host is not in the majority; what is shown is what it last knew
 	Nodes    []nodeRow       `json:"nodes"`
 }
 
@@ -38,17 +39,24 @@ func statusCommand() *urfave.Command {
 				return err
 			}
 			defer m.close()
-			view, rows, _, err := m.rows(c.Context)
+			o, err := m.look(c.Context)
 			if err != nil {
 				return err
 			}
+			view := o.view
 			s := clusterStatus{
 				ID: view.Info.ID, Created: view.Info.Created, Epoch: view.NextMaster.Epoch, Timeline: uint32(view.Leader.Timeline),
-				Named: view.NextMaster.Node, Reason: view.NextMaster.Reason, Sync: view.Sync, Nodes: rows,
+				Named: view.NextMaster.Node, Reason: view.NextMaster.Reason, Sync: view.Sync, Nodes: o.rows, CutOff: o.cutOff,
 			}
 			_, none := active(view)
 			if none == nil {
 				s.Active = view.Leader.Node
+			}
+			if o.cutOff != "" {
+				s.Active, none = o.serving(), nil
+				if s.Active == "" {
+					none = fmt.Errorf("%w in the part of the cluster that %s is in", errNoActive, m.host.Record.Node.Name)
+				}
 			}
 			if err := show(c, s, func(w io.Writer) { printStatus(w, s) }); err != nil {
 				return err
@@ -62,7 +70,9 @@ func printStatus(w io.Writer, s clusterStatus) {
 	fmt.Fprintf(w, "cluster   %s, since %s\n", s.ID, s.Created.Local().Format(time.DateTime))
 	fmt.Fprintf(w, "active    %s, epoch %d, timeline %d\n", orDash(s.Active), s.Epoch, s.Timeline)
 	fmt.Fprintf(w, "because   %s\n", s.Reason)
-	if s.Sync.K > 0 {
+	if s.CutOff != "" {
+		fmt.Fprintf(w, "safety    AT RISK: this part of the cluster is cut off from the majority, and what is written here may give way to what is written there: %s\n\n", s.CutOff)
+	} else if s.Sync.K > 0 {
 		fmt.Fprintf(w, "safety    every acknowledged commit is on %s and on %d of %v\n\n", s.Sync.Leader, s.Sync.K, s.Sync.Members)
 	} else {
 		fmt.Fprintf(w, "safety    AT RISK: acknowledged commits are on %s alone, and no other node is promoted automatically\n\n", orDash(s.Sync.Leader))

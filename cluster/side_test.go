@@ -1,0 +1,173 @@
+package cluster
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+// written is a last write some seconds after noon; below zero, nothing was
+// written. The clocks agree.
+func written(seconds int) *LastWrite {
+	w := &LastWrite{Clock: noon.Add(time.Hour)}
+	if seconds >= 0 {
+		w.At = noon.Add(time.Duration(seconds) * time.Second)
+	}
+	return w
+}
+
+func TestSideWins(t *testing.T) {
+	ahead := written(100)
+	ahead.Clock = ahead.Clock.Add(ClockSkew + time.Second)
+	for name, c := range map[string]struct {
+		mode      HealMode
+		own, side *LastWrite
+		wins      bool
+		reason    string
+	}{
+		"the side was written last":              {HealMostRecent, written(0), written(60), true, "the last commit on own"},
+		"the majority was written last":          {HealMostRecent, written(60), written(0), false, "the last commit on own"},
+		"only the side was written":              {HealMostRecent, written(-1), written(1), true, "nothing was written on own"},
+		"only the majority was written":          {HealMostRecent, written(1), written(-1), false, "nothing was written on side"},
+		"neither was":                            {HealMostRecent, written(-1), written(-1), false, "nothing was written on side"},
+		"too close to tell":                      {HealMostRecent, written(0), written(5), false, ""},
+		"just far enough":                        {HealMostRecent, written(0), written(6), true, ""},
+		"the majority's always":                  {HealMajority, written(0), written(60), false, "heal is majority"},
+		"the side's time is not known":           {HealMostRecent, written(0), nil, false, "not known"},
+		"the majority's time is not known":       {HealMostRecent, nil, written(60), false, "not known"},
+		"the clocks are apart":                   {HealMostRecent, written(0), ahead, false, "apart"},
+		"apart, but the majority wrote nothing":  {HealMostRecent, written(-1), ahead, true, ""},
+		"apart, and the majority, always, stays": {HealMajority, written(-1), ahead, false, ""},
+	} {
+		wins, reason := SideWins(c.mode, Answer{Node: "own", Last: c.own}, Answer{Node: "side", Last: c.side})
+		if wins != c.wins || !strings.Contains(reason, c.reason) || reason == "" {
+			t.Errorf("%s: %t because %q", name, wins, reason)
+		}
+	}
+}
+
+// parted is a trio in which c was cut off at 100 on timeline 1 and served its
+// part on timeline 50, while a and b went on on timeline 1.
+func parted() Ballot {
+	b := healthyTrio()
+	b.Answers = []Answer{sound("b", 200), aside("c", 300)}
+	b.Answers[0].Last, b.Answers[1].Last = written(10), written(60)
+	return b
+}
+
+func aside(node string, lsn LSN) Answer {
+	a := sound(node, lsn)
+	a.Position.Timeline, a.History = 50, History{{1, 100}}
+	a.Side = &Side{Leader: node, Epoch: 5, Fork: Position{1, 100}}
+	return a
+}
+
+func TestElectAfterAPartition(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*Ballot)
+		winner string
+		reason string
+	}{
+		"the side was written last": {func(*Ballot) {}, "c", "furthest"},
+		"the majority was":          {func(b *Ballot) { b.Answers[0].Last = written(90) }, "b", "furthest"},
+		"heal is majority":          {func(b *Ballot) { option(*b, "", "heal", "majority") }, "b", "furthest"},
+		"its times are not known":   {func(b *Ballot) { b.Answers[1].Last = nil }, "b", "furthest"},
+		"who was cut off tells of what it had acknowledged": {func(b *Ballot) {
+			b.Answers[0].Last = written(90)
+			b.View.Sync.Members = []string{"b", "c"}
+		}, "b", ""},
+		"but not if it had more of the cluster's WAL than the rest": {func(b *Ballot) {
+			b.Answers[0].Position.LSN = 90
+		}, "c", "furthest"},
+		"the side holds all that the majority has": {func(b *Ballot) {
+			option(*b, "", "heal", "majority")
+			b.Answers[0].Position.LSN = 100
+		}, "c", "furthest"},
+		"another standby of the majority knows the time": {func(b *Ballot) {
+			b.Answers[0].Last = nil
+			a := sound("a", 150)
+			a.Last = written(90)
+			b.Answers = append(b.Answers, a)
+		}, "b", ""},
+		"the side alone, of a set that asks for more": {func(b *Ballot) { b.Answers = b.Answers[1:] }, "", "2 must answer"},
+		"the side alone, of a pair": {func(b *Ballot) {
+			b.View.Sync.Members = []string{"c"}
+			b.Answers = b.Answers[1:]
+		}, "c", "furthest"},
+		"two sides: the one that was written last": {func(b *Ballot) {
+			b.Answers[0] = aside("b", 500)
+			b.Answers[0].Position.Timeline, b.Answers[0].Last = 34, written(30)
+		}, "c", ""},
+		"a standby of the side counts with it": {func(b *Ballot) {
+			a := aside("a", 290)
+			a.Side, a.Last = b.Answers[1].Side, written(60)
+			b.Answers = append(b.Answers, a)
+		}, "c", ""},
+		"timelines of one number that began elsewhere are two": {func(b *Ballot) {
+			b.Answers[0].Position.Timeline, b.Answers[0].History = 50, History{{1, 110}}
+			b.Answers[0].Last = written(90)
+		}, "b", ""},
+	} {
+		b := parted()
+		c.change(&b)
+		out := Elect(b)
+		if out.Winner != c.winner || !strings.Contains(out.Reason, c.reason) {
+			t.Errorf("%s: %q because %q (%v)", name, out.Winner, out.Reason, out.Passed)
+		}
+	}
+}
+
+func TestElectSide(t *testing.T) {
+	v := trio()
+	in := func(node string, lsn LSN, verdict Verdict) Answer {
+		a := sound(node, lsn)
+		a.Verdict = verdict
+		return a
+	}
+	serving := in("c", 100, Minority)
+	serving.Serving = true
+	ill := in("b", 200, Minority)
+	ill.Problem = "its unit x does not run"
+	for name, c := range map[string]struct {
+		answers []Answer
+		winner  string
+		reason  string
+	}{
+		"alone":                               {[]Answer{in("b", 100, Minority)}, "b", "furthest"},
+		"the furthest":                        {[]Answer{in("b", 100, Minority), in("c", 200, Minority)}, "c", "furthest"},
+		"who serves already stays":            {[]Answer{in("b", 200, Minority), serving}, "c", ""},
+		"one of them is in the majority":      {[]Answer{in("b", 200, Minority), in("c", 100, Majority)}, "", "c is in the majority"},
+		"one of them does not know yet":       {[]Answer{in("b", 200, Minority), in("c", 100, Undecided)}, "", "not known to be in the minority"},
+		"nobody fit":                          {[]Answer{ill}, "", "no node in this part"},
+		"the furthest is not fit":             {[]Answer{ill, in("c", 100, Minority)}, "c", ""},
+		"no_failover holds in a minority too": {[]Answer{in("a", 100, Minority)}, "", "no node"},
+	} {
+		n := v.Nodes["a"]
+		n.Options = Options{"no_failover": "true"}
+		v.Nodes["a"] = n
+		out := ElectSide(v, c.answers)
+		if out.Winner != c.winner || !strings.Contains(out.Reason, c.reason) {
+			t.Errorf("%s: %q because %q (%v)", name, out.Winner, out.Reason, out.Passed)
+		}
+	}
+}
+
+func TestFork(t *testing.T) {
+	line := History{{1, 100}, {2, 200}}
+	for name, c := range map[string]struct {
+		other History
+		at    Position
+		want  Position
+	}{
+		"on the way":               {nil, Position{1, 90}, Position{1, 90}},
+		"too far on an old one":    {nil, Position{1, 130}, Position{1, 100}},
+		"another second timeline":  {History{{1, 80}}, Position{2, 150}, Position{1, 80}},
+		"another third timeline":   {History{{1, 100}, {2, 150}}, Position{50, 300}, Position{2, 150}},
+		"beyond the end of second": {History{{1, 100}}, Position{2, 250}, Position{2, 200}},
+		"the same line":            {line, Position{3, 400}, Position{3, 400}},
+	} {
+		if got := line.Fork(3, c.other, c.at); got != c.want {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
+	}
+}
