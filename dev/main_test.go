@@ -151,76 +151,104 @@ type heard struct {
 	Accepted int `json:"accepted"`
 }
 
-// talk is a unit that counts aloud to a peer in three ways, never binding its own
+// talker is a unit that counts aloud to a peer in three ways, never binding its own
 // address, as PostgreSQL and others do not, and keeps what it hears in a file.
-func talk() error {
-	own, peer, file := os.Getenv("TALK_OWN"), net.JoinHostPort(os.Getenv("TALK_PEER"), talkPort), os.Getenv("TALK_FILE")
-	var mu sync.Mutex
-	var h heard
-	change := func(f func()) { mu.Lock(); defer mu.Unlock(); f() }
+type talker struct {
+	own, peer, file string // addresses with ports
 
-	packets, err := net.ListenPacket("udp4", net.JoinHostPort(own, talkPort))
+	mu sync.Mutex
+	heard
+}
+
+func (k *talker) change(f func()) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	f()
+}
+
+// talk is the program of a talker.
+func talk() error {
+	k := &talker{
+		own: net.JoinHostPort(os.Getenv("TALK_OWN"), talkPort), peer: net.JoinHostPort(os.Getenv("TALK_PEER"), talkPort),
+		file: os.Getenv("TALK_FILE"),
+	}
+	packets, err := net.ListenPacket("udp4", k.own)
 	if err != nil {
 		return err
 	}
-	go func() {
-		buffer := make([]byte, 64)
-		for {
-			n, _, err := packets.ReadFrom(buffer)
-			if err != nil {
-				return
-			}
-			change(func() { _, _ = fmt.Sscan(string(buffer[:n]), &h.Datagram) })
-		}
-	}()
-	streams, err := net.Listen("tcp4", net.JoinHostPort(own, talkPort))
+	streams, err := net.Listen("tcp4", k.own)
 	if err != nil {
 		return err
 	}
-	go func() {
-		for {
-			conn, err := streams.Accept()
-			if err != nil {
-				return
-			}
-			change(func() { h.Accepted++ })
-			go func() {
-				defer conn.Close()
-				for number := 0; ; {
-					if _, err := fmt.Fscanln(conn, &number); err != nil {
-						return
-					}
-					change(func() { h.Stream = number })
-				}
-			}()
-		}
-	}()
 	numbers := make(chan int, 1024)
-	go func() {
-		for {
-			conn, err := net.Dial("tcp4", peer)
-			if err != nil {
-				time.Sleep(10 * time.Millisecond)
-				continue
-			}
-			for n := range numbers {
-				fmt.Fprintln(conn, n)
-			}
+	go k.hearPackets(packets)
+	go k.hearStreams(streams)
+	go k.sayOnStream(numbers)
+	go k.knock()
+	return k.count(numbers)
+}
+
+func (k *talker) hearPackets(packets net.PacketConn) {
+	buffer := make([]byte, 64)
+	for {
+		n, _, err := packets.ReadFrom(buffer)
+		if err != nil {
+			return
 		}
-	}()
-	go func() {
-		for {
-			if conn, err := net.DialTimeout("tcp4", peer, 100*time.Millisecond); err == nil {
-				_ = conn.Close()
-			}
-			time.Sleep(20 * time.Millisecond)
+		k.change(func() { _, _ = fmt.Sscan(string(buffer[:n]), &k.Datagram) })
+	}
+}
+
+func (k *talker) hearStreams(streams net.Listener) {
+	for {
+		conn, err := streams.Accept()
+		if err != nil {
+			return
 		}
-	}()
+		k.change(func() { k.Accepted++ })
+		go func() {
+			defer conn.Close()
+			for number := 0; ; {
+				if _, err := fmt.Fscanln(conn, &number); err != nil {
+					return
+				}
+				k.change(func() { k.Stream = number })
+			}
+		}()
+	}
+}
+
+// sayOnStream sends numbers over one connection that it keeps.
+func (k *talker) sayOnStream(numbers <-chan int) {
+	for {
+		conn, err := net.Dial("tcp4", k.peer)
+		if err != nil {
+			time.Sleep(10 * time.Millisecond)
+			continue
+		}
+		for n := range numbers {
+			fmt.Fprintln(conn, n)
+		}
+	}
+}
+
+// knock makes new connections.
+func (k *talker) knock() {
+	for {
+		if conn, err := net.DialTimeout("tcp4", k.peer, 100*time.Millisecond); err == nil {
+			_ = conn.Close()
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// count sends ever greater numbers, and keeps what was heard meanwhile.
+func (k *talker) count(numbers chan<- int) error {
 	socket, err := net.ListenPacket("udp4", ":0")
 	if err != nil {
 		return err
 	}
-	to, err := net.ResolveUDPAddr("udp4", peer)
+	to, err := net.ResolveUDPAddr("udp4", k.peer)
 	if err != nil {
 		return err
 	}
@@ -231,14 +259,14 @@ func talk() error {
 		default:
 		}
 		var text []byte
-		change(func() { h.Sent = n; text, err = json.Marshal(h) })
+		k.change(func() { k.Sent = n; text, err = json.Marshal(k.heard) })
 		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(file+".new", text, 0o644); err != nil {
+		if err := os.WriteFile(k.file+".new", text, 0o644); err != nil {
 			return err
 		}
-		if err := os.Rename(file+".new", file); err != nil {
+		if err := os.Rename(k.file+".new", k.file); err != nil {
 			return err
 		}
 		time.Sleep(5 * time.Millisecond)
