@@ -14,7 +14,6 @@ import (
 	"testing"
 
 	"github.com/understudy-ha/understudy/config"
-	"github.com/understudy-ha/understudy/dev"
 	"github.com/understudy-ha/understudy/dev/rig"
 )
 
@@ -52,6 +51,7 @@ func TestTrio(t *testing.T) {
 		{"files", files},
 		{"PostgreSQL of the active dies", postgresDies},
 		{"the node of Consul's leader dies", consulLeaderDies},
+		{"a standby is cut off", cutStandby},
 		{"the active is frozen", frozen},
 		{"the active goes down whole", nodeDies},
 		{"handler-runner is restarted", handlerRestarts},
@@ -335,24 +335,6 @@ func postgresDies(t *testing.T, g *group) {
 	if after.Active == before.Active {
 		t.Errorf("%s is active again", before.Active)
 	}
-}
-
-// consulLeaderDies takes down the node that leads Consul, as a rule a standby.
-// Until Consul has a leader again no lease is renewed.
-func consulLeaderDies(t *testing.T, g *group) {
-	s := g.healthy(t, "node1", 3)
-	g.underWrites(t, func() {
-		leader := g.raftLeader(t, s.Active)
-		g.must(t, "kill", leader)
-		i := slices.IndexFunc(g.nodes, func(n dev.NodeInfo) bool { return n.Name != leader })
-		eventually(t, "a node is active", func() error {
-			if r := g.cluster(t, g.nodes[i].Name, "status"); r.code != 0 {
-				return errors.New(r.String())
-			}
-			return nil
-		})
-		g.must(t, "start", leader)
-	})
 }
 
 // epochAfter waits until another node than before is active.

@@ -3,7 +3,9 @@ package registry_test
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -97,6 +99,7 @@ func TestThreeServersWithTLS(t *testing.T) {
 	t.Run("a failed check frees the lock for the others", func(t *testing.T) { checkFreesLock(ctx, t, c1, c3) })
 	t.Run("the lock outlives a restart of the agent", func(t *testing.T) { lockOutlivesAgent(ctx, t, n1, c1, c2) })
 	t.Run("the lock outlives the Raft leader", func(t *testing.T) { lockOutlivesRaftLeader(ctx, t, n2, c1, c3) })
+	t.Run("a lost member is joined anew", func(t *testing.T) { lostIsJoined(ctx, t, n3, c1) })
 	t.Run("a member is removed", func(t *testing.T) {
 		n3.Kill()
 		start := time.Now()
@@ -227,4 +230,27 @@ func lockOutlivesRaftLeader(ctx context.Context, t *testing.T, n2 *member, c1, c
 	check(t, c1.WaitVoter(ctx, "n2"))
 	await(t, "n2 answers", func() bool { _, err := n2.client(t).View(ctx); return err == nil })
 	check(t, lease.Release(ctx))
+}
+
+// lostIsJoined takes a server down and starts it so that it knows of nobody: it is
+// found by the address that another one is told.
+func lostIsJoined(ctx context.Context, t *testing.T, m *member, other *registry.Client) {
+	lost := func() bool {
+		names, err := other.FailedMembers(ctx)
+		check(t, err)
+		return slices.Contains(names, m.name)
+	}
+	if lost() {
+		t.Fatal(m.name + " is lost although it runs")
+	}
+	m.Kill()
+	await(t, m.name+" is lost", lost)
+	if err := other.JoinMember(ctx, m.Config.Address); err == nil {
+		t.Error("a member was joined that does not run")
+	}
+	conf := m.Config
+	check(t, os.RemoveAll(filepath.Join(conf.DataDir, "serf")))
+	conf.Join = []string{"127.10.1.99"}
+	m.Server = registrytest.StartWith(t, conf)
+	await(t, m.name+" is a member again", func() bool { return other.JoinMember(ctx, conf.Address) == nil && !lost() })
 }
