@@ -137,7 +137,7 @@ func (r *run) hurt(ctx context.Context) {
 // round does a few faults, heals, waits until the cluster has recovered, and
 // checks what was seen.
 func (r *run) round(ctx context.Context, number int, steps []Step) error {
-	began := r.now()
+	began, from := r.now(), r.len()
 	for _, s := range steps {
 		if err := r.step(ctx, number, s); err != nil {
 			return err
@@ -159,7 +159,7 @@ func (r *run) round(ctx context.Context, number int, steps []Step) error {
 	if err := r.verify(ctx, number, status); err != nil {
 		return err
 	}
-	longest := outage(r.all(), began, r.now())
+	longest := outage(r.since(from), began, r.now())
 	r.report.Rounds = append(r.report.Rounds, Round{Number: number, RecoveredMs: (recovered - healed).Milliseconds(), OutageMs: longest.Milliseconds()})
 	r.say("round %d: recovered after %.1f s, %s is active, epoch %d; the longest outage was %.2f s; %d operations",
 		number, (recovered - healed).Seconds(), status.Active, status.Epoch, longest.Seconds(), r.len())
