@@ -98,6 +98,7 @@ type drawn struct {
 	weight  int
 	longest time.Duration // of its Hold; 0: it has none
 	needs   means
+	role    Role // empty: any
 	strikes []Strike
 }
 
@@ -133,9 +134,9 @@ var (
 		{kind: DiskFull, weight: 2, longest: 8 * time.Second, needs: means{root: true}},
 		{kind: ShiftClock, weight: 2, longest: 8 * time.Second, needs: means{clock: true}},
 		{kind: SetActive, weight: 3},
-		{kind: DuringPromotion, weight: 3, longest: 6 * time.Second, strikes: onNode},
-		{kind: DuringRewind, weight: 2, longest: 5 * time.Second, strikes: onCopy},
-		{kind: DuringClone, weight: 2, longest: 5 * time.Second, strikes: onCopy},
+		{kind: DuringPromotion, weight: 3, longest: 6 * time.Second, role: OnActive, strikes: onNode},
+		{kind: DuringRewind, weight: 2, longest: 5 * time.Second, role: OnActive, strikes: onCopy},
+		{kind: DuringClone, weight: 2, longest: 5 * time.Second, role: OnStandby, strikes: onCopy},
 	}
 )
 
@@ -174,6 +175,9 @@ func drawStep(random *rand.Rand, d drawn, have means) Step {
 	s := Step{Kind: d.kind, Role: OnActive, Pick: random.IntN(1000), Out: random.IntN(2) == 0}
 	if random.IntN(3) == 0 {
 		s.Role = OnStandby
+	}
+	if d.role != "" {
+		s.Role = d.role
 	}
 	if d.kind == KillDaemon || d.kind == FreezeDaemon {
 		s.Daemon = daemons[random.IntN(len(daemons))]
