@@ -7,15 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"time"
-
-	"github.com/jackc/pgx/v5"
-	"golang.org/x/sys/unix"
 
 	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/dev"
-	"github.com/understudy-ha/understudy/dev/probe"
 	"github.com/understudy-ha/understudy/dev/rig"
 	"github.com/understudy-ha/understudy/node"
 	"github.com/understudy-ha/understudy/registry"
@@ -25,7 +20,7 @@ import (
 type arena struct {
 	*rig.Rig
 	*history
-	root bool
+	have means
 
 	mu    sync.Mutex
 	looks []Look
@@ -200,88 +195,6 @@ func (a *arena) postmaster(ctx context.Context, name string) (int, error) {
 	return 0, fmt.Errorf("PostgreSQL of %s: %w", name, dev.ErrDown)
 }
 
-// diskSize is that of a node's database; a cluster under test needs a tenth.
-const diskSize = "1g"
-
-// database is the file system of a node's database when this user can mount one.
-func database(root string) string { return filepath.Join(root, "var/lib/postgresql") }
-
-func ballast(root string) string { return filepath.Join(database(root), "ballast") }
-
-// mount gives a node's database a file system of its own, so that it can be full.
-func mount(_ context.Context, n dev.Node) error {
-	at := database(n.Root)
-	if err := os.MkdirAll(at, 0o755); err != nil {
-		return fmt.Errorf("mount a disk for %s: %w", n.Name, err)
-	}
-	if err := unix.Mount("understudy-chaos", at, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755,size="+diskSize); err != nil {
-		return fmt.Errorf("mount a disk for %s at %s: %w", n.Name, at, err)
-	}
-	return nil
-}
-
-// unmount takes all disks away. Nothing may run on the nodes.
-func unmount(dir string, nodes []dev.NodeInfo) error {
-	var failed []error
-	for _, n := range nodes {
-		if err := unix.Unmount(database(n.Root), 0); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, syscall.ENOENT) {
-			failed = append(failed, fmt.Errorf("unmount the disk of %s in %s: %w", n.Name, dir, err))
-		}
-	}
-	return errors.Join(failed...)
-}
-
-// fill leaves no room on a node's disk.
-func fill(root string) error {
-	f, err := os.OpenFile(ballast(root), os.O_CREATE|os.O_WRONLY, 0o600)
-	if err != nil {
-		return fmt.Errorf("fill disk: %w", err)
-	}
-	defer f.Close()
-	chunk := make([]byte, 1<<20)
-	for len(chunk) > 0 {
-		_, err := f.Write(chunk)
-		switch {
-		case errors.Is(err, syscall.ENOSPC):
-			chunk = chunk[:len(chunk)/2]
-		case err != nil:
-			return fmt.Errorf("fill disk: %w", err)
-		}
-	}
-	return nil
-}
-
-// useWAL has the active node begin new segments of WAL, until those that lie ready
-// are used up, so that a full disk is felt. That it fails is what it is for.
-func (a *arena) useWAL(ctx context.Context) {
-	target, _ := a.Sides(a.newest().Node)
-	a.onDatabase(ctx, target, 20, `select pg_logical_emit_message(false, 'chaos', ''), pg_switch_wal()`)
-}
-
-// onDatabase does something on a node's database, a few times or until it fails.
-func (a *arena) onDatabase(ctx context.Context, target probe.Target, times int, statement string) {
-	ctx, cancel := context.WithTimeout(ctx, opLimit)
-	defer cancel()
-	conn, err := pgx.Connect(ctx, target.DSN)
-	if err != nil {
-		return
-	}
-	defer conn.Close(ctx)
-	for range times {
-		if _, err := conn.Exec(ctx, statement); err != nil {
-			return
-		}
-	}
-}
-
-// empty undoes fill.
-func empty(root string) error {
-	if err := os.Remove(ballast(root)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("empty disk: %w", err)
-	}
-	return nil
-}
-
 // wipe takes away the data directory of a node that is down, as a broken disk does.
 func (a *arena) wipe(name string) error {
 	n, _ := a.Node(name)
@@ -299,7 +212,7 @@ func (a *arena) wipe(name string) error {
 func (a *arena) heal(ctx context.Context) error {
 	failed := []error{dev.Heal(ctx, a.Dir)}
 	failed = append(failed, a.onAll(func(n dev.NodeInfo) error {
-		if a.root {
+		if a.have.root {
 			if err := empty(n.Root); err != nil {
 				return err
 			}

@@ -155,12 +155,12 @@ func TestOutage(t *testing.T) {
 	ops := []Op{at(0, 1, write(1)), at(2, 3, write(2)), at(3, 5, read(1)), at(5, 103, write(3)), at(300, 900, info(write(4)))}
 	ms := func(n int) time.Duration { return time.Duration(n) * time.Millisecond }
 	for name, c := range map[string]struct{ from, to, want int }{
-		"within":                       {0, 110, 100},
-		"from before its begin":        {50, 110, 100},
-		"under way at the end":         {0, 1000, 897},
-		"an earlier one is not its":    {104, 110, 7},
-		"a time before all writes":     {0, 1, 0},
-		"a time that ends in a outage": {0, 80, 77},
+		"within":                        {0, 110, 100},
+		"one that began before":         {50, 110, 53},
+		"one that goes on":              {0, 1000, 897},
+		"an earlier one is not its":     {104, 110, 6},
+		"a time that ends in an outage": {0, 80, 77},
+		"all of it":                     {110, 200, 90},
 	} {
 		if got := outage(ops, ms(c.from), ms(c.to)); got != ms(c.want) {
 			t.Errorf("%s: %s, not %d ms", name, got, c.want)

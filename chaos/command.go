@@ -72,8 +72,8 @@ func (o Options) check() error {
 		return fmt.Errorf("%w: --minutes: more than 0", dev.ErrUsage)
 	case o.Nodes < 3:
 		return fmt.Errorf("%w: --nodes %d: at least 3, so that one may fail", dev.ErrUsage, o.Nodes)
-	case len(lots(os.Geteuid() == 0, o.Only)) == 0:
-		return fmt.Errorf("%w: --only %s: nothing that this user can do", dev.ErrUsage, strings.Join(o.Only, ","))
+	case len(lots(machine(), o.Only)) == 0:
+		return fmt.Errorf("%w: --only %s: nothing that can be done here", dev.ErrUsage, strings.Join(o.Only, ","))
 	}
 	for _, kind := range o.Only {
 		if !slices.Contains(Kinds(), kind) {

@@ -80,6 +80,10 @@ func acts() map[Kind]act {
 			n, _ := a.Node(node)
 			return hold(ctx, s, func() error { return fill(n.Root) }, func(context.Context) error { return empty(n.Root) })
 		},
+		ShiftClock: func(ctx context.Context, a *arena, s Step, node string) error {
+			n, _ := a.Node(node)
+			return hold(ctx, s, func() error { return shift(n.Root, s.Shift) }, func(context.Context) error { return shift(n.Root, 0) })
+		},
 		SetActive: func(ctx context.Context, a *arena, s Step, node string) error {
 			active := a.newest().Node
 			if node == active {
@@ -189,13 +193,13 @@ func (a *arena) duringCopy(ctx context.Context, s Step, node string, wiped bool)
 // diverge has the active node write WAL that no other node gets: from behind a
 // cut, where this user can cut, else faster than it can be sent.
 func (a *arena) diverge(ctx context.Context, node string) error {
-	if a.root {
+	if a.have.root {
 		if err := a.isolate(ctx, node, true, true); err != nil {
 			return err
 		}
 	}
 	target, _ := a.Sides(node)
-	a.onDatabase(ctx, target, 1, `select pg_logical_emit_message(false, 'chaos', repeat('x', 1000000))`)
+	a.onDatabase(ctx, target, 1, `select set_config('synchronous_commit', 'local', true), pg_logical_emit_message(true, 'chaos', repeat('x', 1000000))`)
 	return nil
 }
 

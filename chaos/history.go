@@ -109,10 +109,13 @@ func (h *history) add(o Op) {
 }
 
 // all returns what has ended so far.
-func (h *history) all() []Op {
+func (h *history) all() []Op { return h.since(0) }
+
+// since returns what has ended after the first n operations.
+func (h *history) since(n int) []Op {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return slices.Clone(h.ops)
+	return slices.Clone(h.ops[n:])
 }
 
 // within returns the operations of the windows from first to below next.

@@ -63,21 +63,19 @@ func TwoWriters(ops []Op) (total time.Duration, found []Violation) {
 	return total, found
 }
 
-// outage returns the longest time between two acknowledged writes of which a part
-// lies between from and to; what is under way at to ends there.
+// outage returns the longest time between from and to without an acknowledged
+// write.
 func outage(ops []Op, from, to time.Duration) time.Duration {
-	acks := []time.Duration{to}
+	acks := []time.Duration{from, to}
 	for _, o := range ops {
-		if o.acknowledged() && o.Return < to {
+		if o.acknowledged() && o.Return > from && o.Return < to {
 			acks = append(acks, o.Return)
 		}
 	}
 	slices.Sort(acks)
 	var longest time.Duration
 	for i := 1; i < len(acks); i++ {
-		if acks[i] > from {
-			longest = max(longest, acks[i]-acks[i-1])
-		}
+		longest = max(longest, acks[i]-acks[i-1])
 	}
 	return longest
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -72,12 +71,13 @@ func (r *run) say(format string, args ...any) {
 }
 
 func (r *run) up(ctx context.Context) error {
-	r.arena = &arena{root: os.Geteuid() == 0, history: &history{began: time.Now()}}
-	opts := dev.UpOptions{Dir: r.Dir, Nodes: r.Nodes, FirstAddress: r.FirstAddress, Bin: r.Bin}
-	if r.root {
-		opts.Prepare = mount
-	} else {
+	r.arena = &arena{have: machine(), history: &history{began: time.Now()}}
+	opts := dev.UpOptions{Dir: r.Dir, Nodes: r.Nodes, FirstAddress: r.FirstAddress, Bin: r.Bin, Prepare: r.have.prepare}
+	if !r.have.root {
 		r.say("not root: partitions and full disks are left out")
+	}
+	if !r.have.clock {
+		r.say("no libfaketime: shifted clocks are left out")
 	}
 	r.say("seed %d: making a cluster of %d nodes in %s", r.Seed, r.Nodes, r.Dir)
 	made, err := rig.Up(ctx, opts)
@@ -91,7 +91,7 @@ func (r *run) up(ctx context.Context) error {
 // down takes the cluster down, also when ctx has ended.
 func (r *run) down(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
-	if !r.root {
+	if !r.have.root {
 		return r.Rig.Down(ctx)
 	}
 	killed := r.onAll(func(n dev.NodeInfo) error { return dev.Kill(ctx, r.Rig.Dir, n.Name, dev.All) })
@@ -123,11 +123,11 @@ func (r *run) hurt(ctx context.Context) {
 		r.hard = err
 		return
 	}
-	lots := lots(r.root, r.Only)
+	lots := lots(r.have, r.Only)
 	// The time counts from here, not from when the cluster was begun.
 	end := time.Now().Add(r.For)
 	for number := 1; time.Now().Before(end) && len(r.report.Violations) == 0; number++ {
-		if err := r.round(ctx, number, draw(random, lots, r.root)); err != nil {
+		if err := r.round(ctx, number, draw(random, lots, r.have)); err != nil {
 			r.hard = fmt.Errorf("round %d: %w", number, err)
 			return
 		}
@@ -137,7 +137,7 @@ func (r *run) hurt(ctx context.Context) {
 // round does a few faults, heals, waits until the cluster has recovered, and
 // checks what was seen.
 func (r *run) round(ctx context.Context, number int, steps []Step) error {
-	began := r.now()
+	began, from := r.now(), r.len()
 	for _, s := range steps {
 		if err := r.step(ctx, number, s); err != nil {
 			return err
@@ -159,7 +159,7 @@ func (r *run) round(ctx context.Context, number int, steps []Step) error {
 	if err := r.verify(ctx, number, status); err != nil {
 		return err
 	}
-	longest := outage(r.all(), began, r.now())
+	longest := outage(r.since(from), began, r.now())
 	r.report.Rounds = append(r.report.Rounds, Round{Number: number, RecoveredMs: (recovered - healed).Milliseconds(), OutageMs: longest.Milliseconds()})
 	r.say("round %d: recovered after %.1f s, %s is active, epoch %d; the longest outage was %.2f s; %d operations",
 		number, (recovered - healed).Seconds(), status.Active, status.Epoch, longest.Seconds(), r.len())

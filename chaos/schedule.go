@@ -31,6 +31,7 @@ const (
 	CutLink         Kind = "cut-link"         // between two nodes; a third reaches both
 	CutLinkOneWay   Kind = "cut-link-one-way" // from one node to another
 	DiskFull        Kind = "disk-full"        // that of a node's database
+	ShiftClock      Kind = "shift-clock"      // that of a node's PostgreSQL, up to two hours
 	SetActive       Kind = "set-active"
 	DuringPromotion Kind = "during-promotion" // the node that is named is struck
 	DuringRewind    Kind = "during-rewind"    // a former active that comes back is struck, or its source
@@ -66,6 +67,7 @@ type Step struct {
 	Pick   int           // which of several nodes
 	Daemon string        // of KillDaemon and FreezeDaemon
 	Out    bool          // of one-way cuts: packets from the node are lost, not those to it
+	Shift  time.Duration // of the clock
 	Strike Strike        // of the During kinds
 	Delay  time.Duration // from the moment that is waited for to the strike
 	Hold   time.Duration // how long it lasts
@@ -78,6 +80,9 @@ func (s Step) detail() string {
 	if s.Daemon != "" {
 		words = append(words, s.Daemon)
 	}
+	if s.Shift != 0 {
+		words = append(words, fmt.Sprintf("by %s", s.Shift))
+	}
 	if s.Strike != "" {
 		words = append(words, fmt.Sprintf("%s after %d ms", s.Strike, s.Delay.Milliseconds()))
 	}
@@ -89,11 +94,18 @@ func (s Step) detail() string {
 
 // drawn is how a kind of fault is drawn.
 type drawn struct {
-	kind     Kind
-	weight   int
-	longest  time.Duration // of its Hold; 0: it has none
-	needRoot bool
-	strikes  []Strike
+	kind    Kind
+	weight  int
+	longest time.Duration // of its Hold; 0: it has none
+	needs   means
+	role    Role // empty: any
+	strikes []Strike
+}
+
+// means is what a run needs, or has, beyond an ordinary user's rights.
+type means struct {
+	root  bool // for partitions and disks
+	clock bool // libfaketime
 }
 
 var (
@@ -115,15 +127,16 @@ var (
 		{kind: FreezePostgres, weight: 2, longest: 8 * time.Second},
 		{kind: FreezeDaemon, weight: 2, longest: 8 * time.Second},
 		{kind: FreezeNode, weight: 3, longest: 10 * time.Second},
-		{kind: Isolate, weight: 3, longest: 10 * time.Second, needRoot: true},
-		{kind: IsolateOneWay, weight: 2, longest: 10 * time.Second, needRoot: true},
-		{kind: CutLink, weight: 2, longest: 10 * time.Second, needRoot: true},
-		{kind: CutLinkOneWay, weight: 2, longest: 10 * time.Second, needRoot: true},
-		{kind: DiskFull, weight: 2, longest: 8 * time.Second, needRoot: true},
+		{kind: Isolate, weight: 3, longest: 10 * time.Second, needs: means{root: true}},
+		{kind: IsolateOneWay, weight: 2, longest: 10 * time.Second, needs: means{root: true}},
+		{kind: CutLink, weight: 2, longest: 10 * time.Second, needs: means{root: true}},
+		{kind: CutLinkOneWay, weight: 2, longest: 10 * time.Second, needs: means{root: true}},
+		{kind: DiskFull, weight: 2, longest: 8 * time.Second, needs: means{root: true}},
+		{kind: ShiftClock, weight: 2, longest: 8 * time.Second, needs: means{clock: true}},
 		{kind: SetActive, weight: 3},
-		{kind: DuringPromotion, weight: 3, longest: 6 * time.Second, strikes: onNode},
-		{kind: DuringRewind, weight: 2, longest: 5 * time.Second, strikes: onCopy},
-		{kind: DuringClone, weight: 2, longest: 5 * time.Second, strikes: onCopy},
+		{kind: DuringPromotion, weight: 3, longest: 6 * time.Second, role: OnActive, strikes: onNode},
+		{kind: DuringRewind, weight: 2, longest: 5 * time.Second, role: OnActive, strikes: onCopy},
+		{kind: DuringClone, weight: 2, longest: 5 * time.Second, role: OnStandby, strikes: onCopy},
 	}
 )
 
@@ -136,12 +149,12 @@ func Kinds() []string {
 	return names
 }
 
-// lots returns the kinds that are wanted and that this user can do, each as often
-// as it weighs.
-func lots(root bool, only []string) []drawn {
+// lots returns the kinds that are wanted and that can be done, each as often as it
+// weighs.
+func lots(have means, only []string) []drawn {
 	var list []drawn
 	for _, d := range kinds {
-		if (root || !d.needRoot) && slices.Contains(only, string(d.kind)) {
+		if (have.root || !d.needs.root) && (have.clock || !d.needs.clock) && slices.Contains(only, string(d.kind)) {
 			list = append(list, slices.Repeat([]drawn{d}, d.weight)...)
 		}
 	}
@@ -150,26 +163,32 @@ func lots(root bool, only []string) []drawn {
 
 // draw makes the faults of one round: one to three, one after the other. The same
 // random numbers make the same round.
-func draw(random *rand.Rand, lots []drawn, root bool) []Step {
+func draw(random *rand.Rand, lots []drawn, have means) []Step {
 	steps := make([]Step, 1+random.IntN(3))
 	for i := range steps {
-		steps[i] = drawStep(random, lots[random.IntN(len(lots))], root)
+		steps[i] = drawStep(random, lots[random.IntN(len(lots))], have)
 	}
 	return steps
 }
 
-func drawStep(random *rand.Rand, d drawn, root bool) Step {
+func drawStep(random *rand.Rand, d drawn, have means) Step {
 	s := Step{Kind: d.kind, Role: OnActive, Pick: random.IntN(1000), Out: random.IntN(2) == 0}
 	if random.IntN(3) == 0 {
 		s.Role = OnStandby
 	}
+	if d.role != "" {
+		s.Role = d.role
+	}
 	if d.kind == KillDaemon || d.kind == FreezeDaemon {
 		s.Daemon = daemons[random.IntN(len(daemons))]
+	}
+	if d.kind == ShiftClock {
+		s.Shift = time.Duration(random.IntN(14400)-7200) * time.Second
 	}
 	strikes := d.strikes
 	if len(strikes) > 0 {
 		s.Strike = strikes[random.IntN(len(strikes))]
-		if s.Strike == StrikeIsolate && !root {
+		if s.Strike == StrikeIsolate && !have.root {
 			s.Strike = StrikeFreeze
 		}
 		s.Delay = time.Duration(random.IntN(400)) * time.Millisecond

@@ -11,30 +11,32 @@ import (
 	"github.com/understudy-ha/understudy/dev"
 )
 
-func rounds(seed uint64, n int, root bool) (list [][]Step) {
+func rounds(seed uint64, n int, have means) (list [][]Step) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	for range n {
-		list = append(list, draw(random, lots(root, Kinds()), root))
+		list = append(list, draw(random, lots(have, Kinds()), have))
 	}
 	return list
 }
 
+var all = means{root: true, clock: true}
+
 func TestASeedIsASchedule(t *testing.T) {
-	if !reflect.DeepEqual(rounds(7, 50, true), rounds(7, 50, true)) {
+	if !reflect.DeepEqual(rounds(7, 50, all), rounds(7, 50, all)) {
 		t.Error("one seed, two schedules")
 	}
-	if reflect.DeepEqual(rounds(7, 50, true), rounds(8, 50, true)) {
+	if reflect.DeepEqual(rounds(7, 50, all), rounds(8, 50, all)) {
 		t.Error("two seeds, one schedule")
 	}
 }
 
-// Every kind is drawn sooner or later, by root; nobody else draws what needs root.
-// Each can be done, and ends.
+// Every kind is drawn sooner or later where it can be done, and nowhere else. Each
+// is one that there is, and ends.
 func TestDraw(t *testing.T) {
-	for _, root := range []bool{true, false} {
+	for _, have := range []means{all, {root: true}, {clock: true}, {}} {
 		seen := make(map[Kind]int)
 		strikes := make(map[Strike]bool)
-		for _, round := range rounds(1, 1000, root) {
+		for _, round := range rounds(1, 1000, have) {
 			for _, s := range round {
 				seen[s.Kind]++
 				strikes[s.Strike] = true
@@ -44,12 +46,12 @@ func TestDraw(t *testing.T) {
 			}
 		}
 		for _, d := range kinds {
-			if may := root || !d.needRoot; (seen[d.kind] > 0) != may {
-				t.Errorf("root %t: %s was drawn %d times", root, d.kind, seen[d.kind])
+			if may := (have.root || !d.needs.root) && (have.clock || !d.needs.clock); (seen[d.kind] > 0) != may {
+				t.Errorf("with %+v: %s was drawn %d times", have, d.kind, seen[d.kind])
 			}
 		}
-		if strikes[StrikeIsolate] != root {
-			t.Errorf("root %t: strikes %v", root, strikes)
+		if strikes[StrikeIsolate] != have.root {
+			t.Errorf("with %+v: strikes %v", have, strikes)
 		}
 	}
 }
@@ -63,7 +65,7 @@ func TestOptions(t *testing.T) {
 		"no time":                   {func(o *Options) { o.For = 0 }, "--minutes"},
 		"too few nodes":             {func(o *Options) { o.Nodes = 2 }, "at least 3"},
 		"a fault that there is not": {func(o *Options) { o.Only = []string{"kill-node", "rain"} }, "--only rain"},
-		"no fault":                  {func(o *Options) { o.Only = nil }, "nothing that this user can do"},
+		"no fault":                  {func(o *Options) { o.Only = nil }, "nothing that can be done here"},
 	} {
 		o := Options{For: time.Minute, Nodes: 3, Only: Kinds()}
 		c.change(&o)

@@ -40,6 +40,11 @@ func (h *Handler) Detach(ctx context.Context, epoch cluster.Epoch, seen uint64) 
 	if follows := h.followedEpoch(); follows >= epoch {
 		return cluster.Answer{}, fmt.Errorf("%s follows the active of epoch %d already", h.Node, follows)
 	}
+	// A call that was under way for long, behind a broken link, must not part a
+	// node from the active that it is being mended from.
+	if l := h.View().Leader; l.Epoch >= epoch {
+		return cluster.Answer{}, fmt.Errorf("the election for epoch %d is over: %s has had the lock for epoch %d", epoch, l.Node, l.Epoch)
+	}
 	promise, err := h.promise(epoch, seen)
 	if err != nil {
 		return cluster.Answer{}, err
