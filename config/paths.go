@@ -53,3 +53,6 @@ func (l Layout) ConsulConfig() string { return filepath.Join(l.State, "consul.js
 
 // FileSync is Syncthing's database and its kept versions.
 func (l Layout) FileSync() string { return filepath.Join(l.State, "file-sync") }
+
+// Divergence is where the exports of what this node wrote in vain are kept.
+func (l Layout) Divergence() string { return filepath.Join(l.State, "divergence") }
