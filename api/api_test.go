@@ -48,6 +48,24 @@ func (a admitter) Admit(_ context.Context, r api.JoinRequest) (api.JoinReply, er
 	return api.JoinReply{Active: "n1", GossipKey: r.TokenID}, a.err
 }
 
+// exports is one export.
+type exports struct{}
+
+func (exports) List() (any, error) { return []map[string]string{{"id": "d1"}}, nil }
+
+func (exports) Open(id string) (io.ReadCloser, int64, error) {
+	text := strings.Repeat("{}\n", maxBody/2)
+	switch id {
+	case "d1":
+		return io.NopCloser(strings.NewReader(text)), int64(len(text)), nil
+	case "short":
+		return io.NopCloser(strings.NewReader(text)), int64(len(text)) + 1, nil
+	}
+	return nil, 0, errors.New("no such divergence")
+}
+
+const maxBody = 1 << 20
+
 // service is the API of n1 over mutual TLS; n3 was removed, n4 is a runner.
 type service struct {
 	node   *fakeNode
@@ -62,7 +80,7 @@ func serve(t *testing.T, node *fakeNode, admit api.Admitter) *service {
 	conf, err := joined(t, s.ca, "n1", "127.0.0.1").ServerTLS()
 	check(t, err)
 	s.server = httptest.NewUnstartedServer(api.Handler(api.Backend{
-		Node: node, Voter: node, Admit: admit, Caller: certs.PeerName,
+		Node: node, Voter: node, Admit: admit, Caller: certs.PeerName, Divergences: exports{},
 		View: func() cluster.View {
 			return cluster.View{Nodes: map[string]cluster.Node{"n4": {Name: "n4", Kind: cluster.Runner}}, Removed: map[string]cluster.Tombstone{"n3": {Node: "n3"}}}
 		},
@@ -124,6 +142,32 @@ func TestMembersAreServed(t *testing.T) {
 	}
 }
 
+// Exports are told to members whole, however long they are.
+func TestDivergences(t *testing.T) {
+	s := serve(t, active(), admitter{})
+	c := api.NewClient(s.as(t, "n2"))
+	var list []struct{ ID string }
+	check(t, c.Divergences(t.Context(), s.self, &list))
+	if len(list) != 1 || list[0].ID != "d1" {
+		t.Errorf("list %+v", list)
+	}
+	f, err := c.DivergenceChanges(t.Context(), s.self, "d1")
+	check(t, err)
+	defer f.Close()
+	text, err := io.ReadAll(f)
+	if err != nil || len(text) != 3*(maxBody/2) {
+		t.Errorf("%d bytes, %v", len(text), err)
+	}
+	short, err := c.DivergenceChanges(t.Context(), s.self, "short")
+	check(t, err)
+	defer short.Close()
+	if _, err := io.ReadAll(short); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("an export that is cut off: %v", err)
+	}
+	_, err = c.DivergenceChanges(t.Context(), s.self, "d2")
+	mustBe(t, err, 404, api.CodeNotFound)
+}
+
 func TestWhoIsRefused(t *testing.T) {
 	s := serve(t, active(), admitter{})
 	calls := map[string]func(*api.Client) error{
@@ -135,6 +179,8 @@ func TestWhoIsRefused(t *testing.T) {
 		"last-write": func(c *api.Client) error { _, err := c.LastWrite(t.Context(), s.self, 1); return err },
 		"claim":      func(c *api.Client) error { return c.Claim(t.Context(), s.self, cluster.Answer{Node: "n2"}) },
 		"set-active": func(c *api.Client) error { return c.SetActive(t.Context(), s.self, "n2") },
+		"divergence": func(c *api.Client) error { return c.Divergences(t.Context(), s.self, nil) },
+		"changes":    func(c *api.Client) error { _, err := c.DivergenceChanges(t.Context(), s.self, "d1"); return err },
 	}
 	unnamed := s.as(t, "n2")
 	unnamed.GetClientCertificate = nil

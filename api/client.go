@@ -102,21 +102,14 @@ func (c *Client) do(ctx context.Context, method, url, who string, in, out any) e
 	if err != nil {
 		return fmt.Errorf("ask %s: %w", who, err)
 	}
-	resp, err := c.http.Do(req)
+	resp, err := c.send(req, who)
+	if err != nil {
+		return err
+	}
+	defer resp.Close()
+	text, err := io.ReadAll(io.LimitReader(resp, maxBody))
 	if err != nil {
 		return fmt.Errorf("ask %s: %w", who, err)
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
-	if err != nil {
-		return fmt.Errorf("ask %s: %w", who, err)
-	}
-	if resp.StatusCode/100 != 2 {
-		e := &Error{Status: resp.StatusCode}
-		if err := json.Unmarshal(text, e); err != nil || e.Message == "" {
-			return fmt.Errorf("ask %s: HTTP %s", who, resp.Status)
-		}
-		return fmt.Errorf("%s: %w", who, e)
 	}
 	if out == nil {
 		return nil
@@ -125,4 +118,34 @@ func (c *Client) do(ctx context.Context, method, url, who string, in, out any) e
 		return fmt.Errorf("ask %s: %w", who, err)
 	}
 	return nil
+}
+
+// open asks for something of any length.
+func (c *Client) open(ctx context.Context, url, who string) (io.ReadCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, fmt.Errorf("ask %s: %w", who, err)
+	}
+	return c.send(req, who)
+}
+
+// send returns the body of an answer that is 2xx; any other becomes an *Error.
+func (c *Client) send(req *http.Request, who string) (io.ReadCloser, error) {
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("ask %s: %w", who, err)
+	}
+	if resp.StatusCode/100 == 2 {
+		return resp.Body, nil
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	if err != nil {
+		return nil, fmt.Errorf("ask %s: %w", who, err)
+	}
+	e := &Error{Status: resp.StatusCode}
+	if err := json.Unmarshal(text, e); err != nil || e.Message == "" {
+		return nil, fmt.Errorf("ask %s: HTTP %s", who, resp.Status)
+	}
+	return nil, fmt.Errorf("%s: %w", who, e)
 }

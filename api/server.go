@@ -35,6 +35,8 @@ type Backend struct {
 	Voter Voter
 	Admit Admitter
 	View  func() cluster.View // from memory
+	// Divergences are the exports on this node.
+	Divergences Divergences
 	// Caller tells whose verified certificate a connection carries.
 	Caller func(*tls.ConnectionState) (name string, ok bool)
 }
@@ -86,6 +88,7 @@ func Handler(b Backend) http.Handler {
 			return struct{}{}, b.Node.HandOver(ctx, in.Node)
 		})
 	}))
+	b.divergences(mux)
 	mux.HandleFunc("/", notFound)
 	return mux
 }

@@ -48,9 +48,6 @@ func (l Layout) Handler() string { return filepath.Join(l.State, "handler.json")
 // Known is the cluster as handler-runner last saw it in Consul.
 func (l Layout) Known() string { return filepath.Join(l.State, "cluster.json") }
 
-// Divergence holds what this node wrote on a losing side, an export a folder.
-func (l Layout) Divergence() string { return filepath.Join(l.State, "divergence") }
-
 // Membership is how far start or join has come on this host.
 func (l Layout) Membership() string { return filepath.Join(l.State, "membership.json") }
 
@@ -62,3 +59,6 @@ func (l Layout) ConsulConfig() string { return filepath.Join(l.State, "consul.js
 
 // FileSync is Syncthing's database and its kept versions.
 func (l Layout) FileSync() string { return filepath.Join(l.State, "file-sync") }
+
+// Divergence is where the exports of what this node wrote in vain are kept.
+func (l Layout) Divergence() string { return filepath.Join(l.State, "divergence") }

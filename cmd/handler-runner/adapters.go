@@ -50,7 +50,7 @@ func (a *adapters) options() handlerrunner.Options {
 		Node: a.host.Record.Node.Name, Kind: a.host.Record.Node.Kind, Version: node.Version,
 		State: a.host.Layout.Handler(), Known: a.host.Layout.Known(),
 		Store: store{a}, Locks: locks{a}, Postgres: postgres{a.pg}, Replication: replication{a},
-		Directory: directory{a}, Divergence: divergence{a}, Units: units{a.host.Units()}, Peers: a.peers, Parts: parts{a.peers}, Journal: a.journal,
+		Directory: directory{a}, Divergence: losses{a}, Units: units{a.host.Units()}, Peers: a.peers, Parts: parts{a.peers}, Journal: a.journal,
 		Verdict: a.host.Verdict, Storage: a.host.Storage,
 		Files: func() cluster.FilesReport {
 			f, err := a.host.Files()
@@ -84,23 +84,23 @@ type kept string
 func (k kept) Error() string        { return string(k) }
 func (k kept) Is(target error) bool { return target == handlerrunner.ErrKept }
 
-// divergence keeps and exports what a losing side wrote.
-type divergence struct{ *adapters }
+// losses keeps and exports what a losing side wrote.
+type losses struct{ *adapters }
 
-func (d divergence) LastCommit(ctx context.Context, after cluster.LSN) (time.Time, error) {
+func (d losses) LastCommit(ctx context.Context, after cluster.LSN) (time.Time, error) {
 	at, _, err := d.pg.LastCommit(ctx, after)
 	return at, err
 }
 
-func (d divergence) SkipTimelines(ctx context.Context, n int) error {
+func (d losses) SkipTimelines(ctx context.Context, n int) error {
 	return d.pg.SkipTimelines(ctx, n)
 }
 
-func (d divergence) Keep(ctx context.Context, confirmed cluster.LSN) error {
+func (d losses) Keep(ctx context.Context, confirmed cluster.LSN) error {
 	return errors.Join(d.pg.KeepDivergence(ctx), d.pg.AdvanceDivergence(ctx, confirmed))
 }
 
-func (d divergence) Export(ctx context.Context, epoch cluster.Epoch, fork cluster.LSN) error {
+func (d losses) Export(ctx context.Context, epoch cluster.Epoch, fork cluster.LSN) error {
 	r := d.host.Record
 	s, err := d.pg.Export(ctx, pgrepl.ExportRequest{Cluster: r.Info.ID, Epoch: epoch, Fork: fork, Dir: d.host.Layout.Divergence()})
 	if err == nil && s.ID != "" {

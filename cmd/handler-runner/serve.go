@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"github.com/understudy-ha/understudy/handlerrunner"
 	"github.com/understudy-ha/understudy/membership"
 	"github.com/understudy-ha/understudy/node"
+	"github.com/understudy-ha/understudy/pgrepl/divergence"
 )
 
 // serve answers on the status port and on the API port until ctx ends.
@@ -30,7 +32,8 @@ func (a *adapters) serve(ctx context.Context, h *handlerrunner.Handler) error {
 	mux := http.NewServeMux()
 	mux.Handle("/api/", api.Handler(api.Backend{
 		Node: h, Voter: voter{h}, View: h.View, Caller: certs.PeerName,
-		Admit: membership.Admitter{Kind: a.host.Record.Node.Kind, Certs: a.host.Certs, Registry: a.reg, Version: node.Version, Log: a.host.Log},
+		Divergences: divergences{a.host.Layout.Divergence()},
+		Admit:       membership.Admitter{Kind: a.host.Record.Node.Kind, Certs: a.host.Certs, Registry: a.reg, Version: node.Version, Log: a.host.Log},
 	}))
 	mux.Handle("/", status)
 	conf, err := a.host.ServerTLS()
@@ -42,6 +45,23 @@ func (a *adapters) serve(ctx context.Context, h *handlerrunner.Handler) error {
 	group.Go(func() error { return listen(ctx, config.ListenOn(address, a.host.Config.Status.Listen), status, nil) })
 	group.Go(func() error { return listen(ctx, config.ListenOn(address, a.host.Config.API.Listen), mux, conf) })
 	return group.Wait()
+}
+
+// divergences is the folder of exports on this host.
+type divergences struct{ dir string }
+
+func (d divergences) List() (any, error) { return divergence.List(d.dir) }
+
+func (d divergences) Open(id string) (io.ReadCloser, int64, error) {
+	f, err := divergence.Open(d.dir, id)
+	if err != nil {
+		return nil, 0, err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return nil, 0, errors.Join(err, f.Close())
+	}
+	return f, info.Size(), nil
 }
 
 func listen(ctx context.Context, address string, h http.Handler, conf *tls.Config) error {

@@ -190,7 +190,7 @@ func Read(dir, id string) (Summary, error) {
 }
 
 // Open returns one export's changes.jsonl.
-func Open(dir, id string) (io.ReadCloser, error) {
+func Open(dir, id string) (*os.File, error) {
 	if err := CheckID(id); err != nil {
 		return nil, err
 	}

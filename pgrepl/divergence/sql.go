@@ -1,7 +1,9 @@
 package divergence
 
 import (
+	"bufio"
 	"fmt"
+	"io"
 	"strings"
 )
 
@@ -94,4 +96,47 @@ func (c Change) SQL() string {
 func (s Sequence) SQL() string {
 	return fmt.Sprintf("select setval('%s', %d, %t);",
 		strings.ReplaceAll(quoteIdent(s.Schema)+"."+quoteIdent(s.Name), "'", "''"), s.Last, s.Called)
+}
+
+// WriteSQL writes an export as statements, a transaction for each one that was
+// lost.
+func WriteSQL(w io.Writer, s Summary, changes io.Reader) error {
+	out := bufio.NewWriter(w)
+	fmt.Fprintf(out, "-- divergence %s: what %s wrote in epoch %d after %s\n", s.ID, s.Node, s.Epoch, s.Fork)
+	var at Change
+	end := func() {
+		if at.N > 0 {
+			fmt.Fprintln(out, "commit;")
+		}
+	}
+	err := Changes(changes, func(c Change) error {
+		if c.XID != at.XID || c.Database != at.Database || at.N == 0 {
+			end()
+			if c.Database != at.Database {
+				fmt.Fprintf(out, "\n\\connect %s\n", quoteIdent(c.Database))
+			}
+			fmt.Fprintf(out, "\n-- transaction %d, committed %s\nbegin;\n", c.XID, c.At.UTC().Format("2006-01-02 15:04:05.000000Z"))
+		}
+		at = c
+		_, err := fmt.Fprintln(out, c.SQL())
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	end()
+	for _, seq := range s.Sequences {
+		fmt.Fprintf(out, "\n\\connect %s\n%s\n", quoteIdent(seq.Database), seq.SQL())
+	}
+	return out.Flush()
+}
+
+// Row names the row of a change for a person: its key, or what there is of it.
+func (c Change) Row() string {
+	for _, cols := range [][]Column{c.Key, c.Old, c.New} {
+		if len(cols) > 0 {
+			return "(" + assignments(cols) + ")"
+		}
+	}
+	return "(row unknown)"
 }
