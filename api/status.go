@@ -80,7 +80,7 @@ func reportOf(r *http.Request, n Node) cluster.Report {
 }
 
 func statusOf(r cluster.Report) Status {
-	s := Status{Status: "standby", Node: r.Node, Cluster: r.Cluster, Role: r.State, Mode: "majority", Epoch: r.Epoch, Services: r.Services}
+	s := Status{Status: "standby", Node: r.Node, Cluster: r.Cluster, Role: r.State, Mode: "majority", Epoch: r.Epoch, Paused: r.Paused, Services: r.Services}
 	if r.Open {
 		s.Status = "active"
 	}

@@ -43,6 +43,7 @@ type Status struct {
 	Role     cluster.State  `json:"role"`
 	Mode     string         `json:"mode"` // majority
 	Epoch    cluster.Epoch  `json:"epoch"`
+	Paused   bool           `json:"paused,omitempty"`
 	Services []cluster.Unit `json:"services"`
 	Removed  bool           `json:"removed_from_cluster,omitempty"`
 }

@@ -96,6 +96,7 @@ type Report struct {
 	Streaming bool      `json:"streaming"`
 	Follows   Epoch     `json:"follows,omitempty"`  // a standby whose gate is open: the epoch of its active
 	Departed  bool      `json:"departed,omitempty"` // removed, and withdrawn from Consul
+	Paused    bool      `json:"paused,omitempty"`   // has heard that the cluster is
 	Files     Tri       `json:"files"`              // it has every file of the active
 	Problem   string    `json:"problem,omitempty"`  // why it could not be active now; empty: it could
 }

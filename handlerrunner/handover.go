@@ -73,6 +73,9 @@ func (h *Handler) handOver(ctx context.Context, target string) error {
 	// this node hold an ordinary election when its time is over.
 	h.tenure.end(ctx)
 	if err := h.succession(ctx, target, began); err != nil {
+		if d.Paused { // then nobody else starts it
+			err = errors.Join(err, h.Units.Start(ctx, h.PostgresUnit))
+		}
 		return fmt.Errorf("hand over: %w; an ordinary election follows", err)
 	}
 	now, err := h.Store.View(ctx)
@@ -101,6 +104,9 @@ func (h *Handler) mayHandOver(ctx context.Context, target string) error {
 	if target != "" {
 		_, err := h.ready(ctx, view, db, target)
 		return err
+	}
+	if view.Paused() {
+		return errors.New("the cluster is paused: name the node that is to be active with 'understudy cluster set-active', or 'understudy cluster resume' first")
 	}
 	refused := []error{fmt.Errorf("no standby of %s can take over", h.Node)}
 	for _, other := range h.others(view) {

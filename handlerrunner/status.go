@@ -22,6 +22,8 @@ func (h *Handler) Report(ctx context.Context) cluster.Report {
 	if d.State == cluster.Active && valid && epoch == view.NextMaster.Epoch {
 		r.Open, r.Epoch = true, epoch
 	}
+	r.Paused = d.Paused
+	r.Open = r.Open || h.spared()
 	if db.Running == cluster.Yes && (r.Open || db.Streaming) {
 		r.LagBytes = &db.Lag
 	}
@@ -52,7 +54,7 @@ func (h *Handler) Active() bool {
 	valid, epoch := h.tenure.valid(time.Now())
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return valid && h.durable.State == cluster.Active && epoch == h.view.NextMaster.Epoch
+	return valid && h.durable.State == cluster.Active && epoch == h.view.NextMaster.Epoch || h.spared()
 }
 
 // View is the cluster's state as this node last saw it.

@@ -70,6 +70,17 @@ func (c *Client) SetOptions(ctx context.Context, change cluster.Options) (cluste
 	return set, err
 }
 
+// SetPause pauses the cluster, or with nil resumes it. It says whether that was a
+// change: who pauses first is kept.
+func (c *Client) SetPause(ctx context.Context, p *cluster.Pause) (changed bool, err error) {
+	err = c.modifyInfo(ctx, func(info *cluster.Info) {
+		if changed = (info.Paused == nil) != (p == nil); changed {
+			info.Paused = p
+		}
+	})
+	return changed, err
+}
+
 // SetSystemID records PostgreSQL's system identifier, once it is known. It never
 // replaces another one.
 func (c *Client) SetSystemID(ctx context.Context, id string) error {
