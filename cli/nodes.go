@@ -81,6 +81,9 @@ func listNodes(c *urfave.Context) error {
 		if _, err := active(view); err != nil {
 			fmt.Fprintln(w, "\nNo node is active at the moment.")
 		}
+		if view.Paused() {
+			fmt.Fprintln(w, "\nThe cluster is paused: nobody takes over by itself.")
+		}
 	})
 }
 
@@ -155,7 +158,7 @@ func rowOf(view cluster.View, n cluster.Node, r cluster.Report, online bool, hea
 	}
 	if online {
 		row.State, row.Epoch, row.Timeline, row.LagBytes = string(r.State), r.Epoch, r.Position.Timeline, r.LagBytes
-		if r.Open {
+		if r.Open && r.State == cluster.Active {
 			row.State = "leader"
 		}
 	}

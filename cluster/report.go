@@ -84,7 +84,7 @@ type Report struct {
 	Since     time.Time `json:"since"`
 	Epoch     Epoch     `json:"epoch"`
 	Promise   Epoch     `json:"promise"`
-	Open      bool      `json:"open"` // active, with a lease that is valid
+	Open      bool      `json:"open"` // active, with a lease that is valid; or a primary while the cluster is paused
 	Position  Position  `json:"position"`
 	History   History   `json:"history,omitempty"`
 	Upstream  string    `json:"upstream,omitempty"`

@@ -132,8 +132,10 @@ func (o Observation) broken() bool {
 }
 
 // spared says that nothing is to be done to PostgreSQL although it is not as it
-// should be: the cluster is paused, and no other node is named.
-func (o Observation) spared() bool { return o.Paused && o.Calling() == Lead }
+// should be: the cluster is paused, and no other node is named as far as is known.
+func (o Observation) spared() bool {
+	return o.Paused && (o.Calling() == Lead || o.Calling() == Await && o.View.Info == nil)
+}
 
 // amiss says that an active node is not what it should be.
 func (o Observation) amiss() bool { return !leads(o) || o.Primary == No || o.Running == No }

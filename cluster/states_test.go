@@ -20,6 +20,9 @@ func observations(yield func(Observation)) {
 							o.Self, o.State, o.Promise, o.LeaseEpoch = "a", state, promise, tried
 							o.View = trio()
 							o.View.NextMaster, o.View.Leader = named, leader
+							if named.Node == "" {
+								o.View.Info = nil // nothing has been read
+							}
 							for _, lease := range tris {
 								for _, fresh := range []Tri{No, Yes} {
 									o.Lease, o.Fresh = lease, fresh

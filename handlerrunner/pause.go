@@ -29,7 +29,8 @@ func (h *Handler) hearPause() {
 // spared says that this node, active when the cluster was paused, is a primary
 // that stays open without a lease. The caller holds mu.
 func (h *Handler) spared() bool {
-	return h.durable.State == cluster.Maintenance && h.durable.Paused && h.db.Primary == cluster.Yes && h.view.NextMaster.Node == h.Node
+	other := h.view.Info != nil && h.view.NextMaster.Node != h.Node
+	return h.durable.State == cluster.Maintenance && h.durable.Paused && h.db.Primary == cluster.Yes && !other
 }
 
 // retake takes the lock again for the epoch in which this node is active, when it

@@ -23,7 +23,9 @@ func (h *Handler) Report(ctx context.Context) cluster.Report {
 		r.Open, r.Epoch = true, epoch
 	}
 	r.Paused = d.Paused
+	h.mu.Lock()
 	r.Open = r.Open || h.spared()
+	h.mu.Unlock()
 	if db.Running == cluster.Yes && (r.Open || db.Streaming) {
 		r.LagBytes = &db.Lag
 	}
@@ -49,7 +51,7 @@ func (h *Handler) Report(ctx context.Context) cluster.Report {
 }
 
 // Active says whether this node is open to clients at this moment, without any
-// I/O: for load balancers.
+// I/O: for load balancers. While the cluster is paused that needs no lease.
 func (h *Handler) Active() bool {
 	valid, epoch := h.tenure.valid(time.Now())
 	h.mu.Lock()
