@@ -87,7 +87,7 @@ func reportOf(r *http.Request, n Node) cluster.Report {
 }
 
 func statusOf(r cluster.Report) Status {
-	s := Status{Status: "standby", Node: r.Node, Cluster: r.Cluster, Role: r.State, Mode: r.Mode, Epoch: r.Epoch, Services: r.Services}
+	s := Status{Status: "standby", Node: r.Node, Cluster: r.Cluster, Role: r.State, Mode: r.Mode, Epoch: r.Epoch, Paused: r.Paused, Services: r.Services}
 	switch {
 	case r.Mode != cluster.Closed:
 		s.Status = "active"

@@ -45,6 +45,7 @@ type Status struct {
 	Mode     cluster.Mode   `json:"mode"`              // majority or minority
 	AtRisk   bool           `json:"at_risk,omitempty"` // what was written here in a minority is not the cluster's yet
 	Epoch    cluster.Epoch  `json:"epoch"`
+	Paused   bool           `json:"paused,omitempty"`
 	Services []cluster.Unit `json:"services"`
 	Removed  bool           `json:"removed_from_cluster,omitempty"`
 }

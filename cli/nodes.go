@@ -90,6 +90,9 @@ func listNodes(c *urfave.Context) error {
 		} else if _, err := active(o.view); err != nil {
 			fmt.Fprintln(w, "\nNo node is active at the moment.")
 		}
+		if o.view.Paused() {
+			fmt.Fprintln(w, "\nThe cluster is paused: nobody takes over by itself.")
+		}
 	})
 }
 
@@ -195,7 +198,7 @@ func rowOf(view cluster.View, n cluster.Node, r cluster.Report, online bool) nod
 	}
 	if online {
 		row.State, row.Epoch, row.Timeline, row.LagBytes = string(r.State), r.Epoch, r.Position.Timeline, r.LagBytes
-		if r.Open {
+		if r.Open && r.State == cluster.Active {
 			row.State = "leader"
 		}
 	}

@@ -20,6 +20,7 @@ type clusterStatus struct {
 	Timeline uint32          `json:"timeline"`
 	Named    string          `json:"next_master"`
 	Reason   string          `json:"reason"`
+	Paused   *cluster.Pause  `json:"paused,omitempty"`
 	Sync     cluster.SyncSet `json:"sync"`
 	CutOff   string          `json:"cut_off,omitempty"` // why this host is not in the majority; what is shown is what it last knew
 	Nodes    []nodeRow       `json:"nodes"`
@@ -46,7 +47,7 @@ func statusCommand() *urfave.Command {
 			view := o.view
 			s := clusterStatus{
 				ID: view.Info.ID, Created: view.Info.Created, Epoch: view.NextMaster.Epoch, Timeline: uint32(view.Leader.Timeline),
-				Named: view.NextMaster.Node, Reason: view.NextMaster.Reason, Sync: view.Sync, Nodes: o.rows, CutOff: o.cutOff,
+				Named: view.NextMaster.Node, Reason: view.NextMaster.Reason, Paused: view.Info.Paused, Sync: view.Sync, Nodes: o.rows, CutOff: o.cutOff,
 			}
 			_, none := active(view)
 			if none == nil {
@@ -70,6 +71,9 @@ func printStatus(w io.Writer, s clusterStatus) {
 	fmt.Fprintf(w, "cluster   %s, since %s\n", s.ID, s.Created.Local().Format(time.DateTime))
 	fmt.Fprintf(w, "active    %s, epoch %d, timeline %d\n", orDash(s.Active), s.Epoch, s.Timeline)
 	fmt.Fprintf(w, "because   %s\n", s.Reason)
+	if s.Paused != nil {
+		fmt.Fprintf(w, "paused    since %s, on %s: nobody takes over by itself; 'understudy cluster resume' ends it\n", s.Paused.At.Local().Format(time.DateTime), s.Paused.By)
+	}
 	if s.CutOff != "" {
 		fmt.Fprintf(w, "safety    AT RISK: this part of the cluster is cut off from the majority, and what is written here may give way to what is written there: %s\n\n", s.CutOff)
 	} else if s.Sync.K > 0 {
@@ -128,6 +132,9 @@ func setActive(c *urfave.Context) error {
 		return err
 	}
 	fmt.Fprintf(out(c), "%s is the active node (%d ms)\n", target, time.Since(began).Milliseconds())
+	if p := view.Options("").Get("preferred_primary"); p != "" && p != target && !view.Paused() {
+		fmt.Fprintf(out(c), "%s is the preferred primary and becomes active again when it is well; see 'understudy cluster options list'\n", p)
+	}
 	return nil
 }
 

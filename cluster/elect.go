@@ -182,6 +182,8 @@ func unfit(b Ballot, a Answer) string {
 		return "it is a runner"
 	case b.View.Options(a.Node).Bool("no_failover"):
 		return "it has no_failover set"
+	case b.View.Paused() && a.Node != cmp.Or(b.Target, b.View.NextMaster.Node):
+		return "the cluster is paused"
 	case slices.Contains(b.Exclude, a.Node):
 		return "it hands over, or did not come when it was named"
 	}

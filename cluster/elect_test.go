@@ -57,6 +57,9 @@ func TestElect(t *testing.T) {
 		"an empty sync set: its leader":                          {func(b *Ballot) { b.View.Sync = SyncSet{Epoch: 5, Leader: "a"}; b.Answers = []Answer{sound("a", 1)} }, "a", ""},
 		"async: as far as max_lag_on_failover allows":            {func(b *Ballot) { option(*b, "", "sync_mode", "async"); b.View.Sync = SyncSet{Epoch: 5, Leader: "a"} }, "b", ""},
 		"async: too far behind":                                  {func(b *Ballot) { option(*b, "", "sync_mode", "async"); b.Answers[0].Seen = 200 + 1<<20 + 1 }, "", "max_lag_on_failover"},
+		"paused: nobody but the last active":                     {func(b *Ballot) { b.View.Info.Paused = &Pause{}; b.View.NextMaster.Node = "a" }, "", "no node that has answered can be active"},
+		"paused: the last active":                                {func(b *Ballot) { b.View.Info.Paused = &Pause{}; b.View.NextMaster.Node = "b" }, "b", "furthest"},
+		"paused: the target of a hand-over":                      {func(b *Ballot) { b.View.Info.Paused = &Pause{}; b.Target = "c"; b.Answers[1].Position.LSN = 200 }, "c", ""},
 		"a removed node's answer is nothing":                     {func(b *Ballot) { delete(b.View.Nodes, "c") }, "", "2 must answer"},
 		"who was named and did not come is passed over": {func(b *Ballot) {
 			b.View.NextMaster, b.View.Leader = Assignment{Node: "b", Epoch: 6}, Leader{Node: "a", Epoch: 5, Timeline: 1}

@@ -124,6 +124,14 @@ type Info struct {
 	Schema   int       `json:"schema"`    // version of the layout of these keys
 	SystemID string    `json:"system_id"` // PostgreSQL's system identifier
 	Options  Options   `json:"options,omitempty"`
+	Paused   *Pause    `json:"paused,omitempty"` // nil: it is not
+}
+
+// Pause is an operator's word that nothing is to be done by itself about who is
+// active, nor to PostgreSQL.
+type Pause struct {
+	By string    `json:"by"` // the node on which it was said
+	At time.Time `json:"at"`
 }
 
 // Schema is the version of the key layout that this code writes and reads.
@@ -181,6 +189,9 @@ func (v View) Options(node string) Options {
 	}
 	return shared.With(v.Nodes[node].Options)
 }
+
+// Paused says whether the cluster is paused.
+func (v View) Paused() bool { return v.Info != nil && v.Info.Paused != nil }
 
 // Managers returns the names of the members that can be active, in order.
 func (v View) Managers() []string {

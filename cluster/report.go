@@ -94,7 +94,7 @@ type Report struct {
 	Since     time.Time `json:"since"`
 	Epoch     Epoch     `json:"epoch"`
 	Promise   Epoch     `json:"promise"`
-	Open      bool      `json:"open"` // active, with a lease that is valid
+	Open      bool      `json:"open"` // active, with a lease that is valid; or a primary while the cluster is paused
 	Mode      Mode      `json:"mode,omitempty"`
 	Position  Position  `json:"position"`
 	History   History   `json:"history,omitempty"`
@@ -108,6 +108,7 @@ type Report struct {
 	Follows   Epoch     `json:"follows,omitempty"`  // a standby whose gate is open: the epoch of its active
 	Side      *Side     `json:"side,omitempty"`     // its data are those of a part that was cut off, at risk until it is settled
 	Departed  bool      `json:"departed,omitempty"` // removed, and withdrawn from Consul
+	Paused    bool      `json:"paused,omitempty"`   // has heard that the cluster is
 	Files     Tri       `json:"files"`              // it has every file of the active
 	Problem   string    `json:"problem,omitempty"`  // why it could not be active now; empty: it could
 }

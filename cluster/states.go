@@ -7,21 +7,22 @@ type State string
 
 // The states of a node.
 const (
-	Joining        State = "joining"   // has no whole copy of the database yet
-	Standby        State = "standby"   // runs as a standby, or waits to
-	Promoting      State = "promoting" // named as the next active, on its way
-	Active         State = "active"    // holds the lease and accepts writes
-	Fenced         State = "fenced"    // must not accept writes; finds its way back
-	ActiveMinority State = "minority"  // serves a part that is cut off; its writes are at risk
-	Rejoining      State = "rejoining" // rewinds or clones, because it has diverged
-	Failed         State = "failed"    // an operator must help
-	Executing      State = "runner"    // a runner: runs its units, holds the files, has no database
-	Leaving        State = "leaving"   // removed from the cluster
+	Joining        State = "joining"     // has no whole copy of the database yet
+	Standby        State = "standby"     // runs as a standby, or waits to
+	Promoting      State = "promoting"   // named as the next active, on its way
+	Active         State = "active"      // holds the lease and accepts writes
+	Maintenance    State = "maintenance" // was active when the cluster was paused; PostgreSQL is the operator's
+	Fenced         State = "fenced"      // must not accept writes; finds its way back
+	ActiveMinority State = "minority"    // serves a part that is cut off; its writes are at risk
+	Rejoining      State = "rejoining"   // rewinds or clones, because it has diverged
+	Failed         State = "failed"      // an operator must help
+	Executing      State = "runner"      // a runner: runs its units, holds the files, has no database
+	Leaving        State = "leaving"     // removed from the cluster
 )
 
 // States lists all of them.
 func States() []State {
-	return []State{Joining, Standby, Promoting, Active, Fenced, ActiveMinority, Rejoining, Failed, Executing, Leaving}
+	return []State{Joining, Standby, Promoting, Active, Maintenance, Fenced, ActiveMinority, Rejoining, Failed, Executing, Leaving}
 }
 
 // Action is one thing for the handler to do. Every action is idempotent and
@@ -36,6 +37,7 @@ const (
 	Run              Action = "run an election"
 	Promote          Action = "take the lock and promote"
 	Maintain         Action = "keep the sync set, the slots and the lease"
+	Retake           Action = "take the lock again for the same epoch"
 	Release          Action = "release the lock"
 	Rally            Action = "choose who serves the part that is cut off"
 	Serve            Action = "promote for the part that is cut off"
@@ -70,6 +72,7 @@ type Observation struct {
 	View    View
 	Fresh   Tri   // the view was read from a reachable registry
 	Promise Epoch // no WAL of an earlier epoch is taken
+	Paused  bool  // by the latest word that was heard
 
 	Lease      Tri   // this node holds the leader lock and its time has not run out
 	LeaseEpoch Epoch // the latest for which this node took the lock; taken once per epoch
@@ -137,7 +140,7 @@ func (o Observation) served() bool {
 
 // cut says that the node is known to be in the minority, and what it then does.
 func (o Observation) cut(mode MinorityMode) bool {
-	return o.Verdict == Minority && o.Fresh != Yes && MinorityMode(o.View.Options(o.Self).Get("minority_mode")) == mode
+	return o.Verdict == Minority && o.Fresh != Yes && !o.Paused && MinorityMode(o.View.Options(o.Self).Get("minority_mode")) == mode
 }
 
 // adrift says that the node may still be cut off, and may serve its part.
@@ -153,6 +156,22 @@ func (o Observation) broken() bool {
 
 // executes says that the node is a member that has no database.
 func (o Observation) executes() bool { return o.View.Nodes[o.Self].Kind == Runner }
+
+// spared says that nothing is to be done to PostgreSQL although it is not as it
+// should be: the cluster is paused, and no other node is named as far as is known.
+func (o Observation) spared() bool {
+	return o.Paused && (o.Calling() == Lead || o.Calling() == Await && o.View.Info == nil)
+}
+
+// amiss says that an active node is not what it should be.
+func (o Observation) amiss() bool { return !leads(o) || o.Primary == No || o.Running == No }
+
+// confirmed says that the lock is held, ready, for the epoch in which PostgreSQL
+// was promoted here.
+func (o Observation) confirmed() bool {
+	l := o.View.Leader
+	return leads(o) && o.Primary == Yes && l.Ready && l.Node == o.Self && l.Epoch == o.LeaseEpoch
+}
 
 // following says that PostgreSQL runs as a standby on a whole copy.
 func (o Observation) following() bool {
@@ -189,13 +208,11 @@ func table() []Transition {
 			"a member that has no database"},
 		{Standby, Promoting, func(o Observation) bool { return o.invited() && o.following() && o.LockFree() }, []Action{Promote},
 			"named as the next active"},
-		{Standby, Rejoining, member(Observation.broken), []Action{Rejoin},
+		{Standby, Rejoining, member(func(o Observation) bool { return o.broken() && !o.Paused }), []Action{Rejoin},
 			"streaming cannot bring it to where the active is"},
 		{Standby, Fenced, primary, []Action{Fence, StopLeaderUnits},
 			"PostgreSQL accepts writes and must not"},
-		{Promoting, Active, func(o Observation) bool {
-			return leads(o) && o.Attempt != No && o.Primary == Yes && o.View.Leader.Ready && o.View.Leader.Node == o.Self && o.View.Leader.Epoch == o.LeaseEpoch
-		}, []Action{StartLeaderUnits},
+		{Promoting, Active, func(o Observation) bool { return o.confirmed() && o.Attempt != No }, []Action{StartLeaderUnits},
 			"open to clients on the new timeline"},
 		{Promoting, Standby, member(func(o Observation) bool { return !o.locked() && o.Calling() != Lead && o.Primary != Yes }), nil,
 			"passed over before it had the lock"},
@@ -203,11 +220,21 @@ func table() []Transition {
 			return o.locked() && (!leads(o) || o.Attempt == No) || !o.locked() && o.Primary == Yes
 		}), []Action{StopLeaderUnits, Fence, Release},
 			"the lock was lost, another node is named, or the promotion has failed"},
-		{Active, Fenced, member(func(o Observation) bool { return !leads(o) || o.Primary == No || o.Running == No }), []Action{Fence, StopLeaderUnits, Release},
+		{Active, Fenced, member(func(o Observation) bool { return o.amiss() && !o.spared() }), []Action{Fence, StopLeaderUnits, Release},
 			"the lease has ended, another node is named, or PostgreSQL is no primary any more"},
+		{Active, Maintenance, member(func(o Observation) bool { return o.amiss() && o.spared() }), nil,
+			"the lease has ended, or PostgreSQL is no primary any more, and the cluster is paused"},
+		{Maintenance, Active, member(Observation.confirmed), nil,
+			"the lock is held again"},
+		{Maintenance, Standby, member(func(o Observation) bool { return o.following() && !o.broken() }), nil,
+			"PostgreSQL was started again, as a standby"},
+		{Maintenance, Fenced, member(func(o Observation) bool {
+			return !o.spared() && !o.confirmed() && (!o.following() || o.broken())
+		}), []Action{Fence, StopLeaderUnits, Release},
+			"the cluster is no longer paused, or another node is named"},
 		{Fenced, Standby, member(func(o Observation) bool { return o.following() && !o.broken() }), nil,
 			"stopped, and running as a standby again"},
-		{Fenced, Rejoining, member(Observation.broken), []Action{Rejoin},
+		{Fenced, Rejoining, member(func(o Observation) bool { return o.broken() && !o.Paused }), []Action{Rejoin},
 			"has WAL that the new active does not have"},
 		{Rejoining, Standby, member(func(o Observation) bool { return o.following() && o.served() && !o.broken() }), nil,
 			"rewound or cloned, and running as a standby"},
@@ -285,6 +312,10 @@ func duty(o Observation) ([]Action, string) {
 		return []Action{StartAlwaysUnits, Promote}, "about to take the lock"
 	case o.State == Promoting:
 		return nil, "promotion under way"
+	case o.State == Maintenance && o.Primary == Yes && o.LockFree() && o.locked() && o.Calling() == Lead:
+		return []Action{Retake}, "paused, and PostgreSQL accepts writes"
+	case o.State == Maintenance:
+		return nil, "paused; PostgreSQL is left to the operator"
 	case o.Primary == Yes:
 		return []Action{Fence, StopLeaderUnits}, "PostgreSQL still accepts writes"
 	case o.State == Leaving:
@@ -299,7 +330,7 @@ func duty(o Observation) ([]Action, string) {
 		return nil, "waiting for an active node to mend the data directory from"
 	}
 	do := []Action{StopLeaderUnits, StartAlwaysUnits}
-	if o.Running == No && o.Complete == Yes {
+	if o.Running == No && o.Complete == Yes && (!o.Paused || o.State != Standby) {
 		do = append(do, StartPostgres)
 	}
 	switch {
@@ -317,7 +348,8 @@ func duty(o Observation) ([]Action, string) {
 	case o.cut(MinorityActive) && o.State == Standby && o.following():
 		return append(do, Rally), "cut off from the majority"
 	}
-	if o.State == Standby && o.vacant() && o.following() {
+	mayElect := !o.Paused || o.View.NextMaster.Node == o.Self
+	if o.State == Standby && o.vacant() && o.following() && mayElect {
 		return append(do, Run), "nobody holds the lock"
 	}
 	return do, "as the cluster asks"

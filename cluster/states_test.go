@@ -23,12 +23,20 @@ func observations(yield func(Observation)) {
 							o.Self, o.State, o.Promise, o.LeaseEpoch = "a", state, promise, tried
 							o.View = trio()
 							o.View.NextMaster, o.View.Leader = named, leader
+							if named.Node == "" {
+								o.View.Info = nil // nothing has been read
+							}
 							for _, lease := range tris {
 								for _, fresh := range []Tri{No, Yes} {
 									o.Lease, o.Fresh = lease, fresh
 									for _, attempt := range []Tri{Unknown, No} {
 										o.Attempt = attempt
+										o.Paused = false
 										yield(o)
+										if promise == 5 {
+											o.Paused = true
+											yield(o)
+										}
 									}
 									if lease == No && promise == 0 {
 										partitions(o, yield)
@@ -152,20 +160,24 @@ func TestDecisionsAreSafe(t *testing.T) {
 		for rule, broken := range map[string]bool{
 			"only the named node is promoted, once an epoch, on a fresh view with a free lock": does(Promote) &&
 				(named.Node != o.Self || o.LeaseEpoch >= named.Epoch || o.Fresh != Yes || o.View.Leader.Held),
-			"a promise is kept":                            (does(Promote) || does(Follow)) && named.Epoch < o.Promise,
-			"nothing but a whole copy is promoted":         does(Promote) && (o.Complete != Yes || o.Foreign == Yes),
-			"no active without a lease":                    d.To == Active && o.Lease != Yes,
-			"a primary that must not write is stopped":     o.Primary == Yes && d.To != Active && d.To != Promoting && d.To != ActiveMinority && !does(Fence),
-			"leader units only beside a lease":             does(StartLeaderUnits) && o.Lease != Yes && d.To != ActiveMinority,
-			"a part is served only by who was chosen":      d.To == ActiveMinority && o.State != ActiveMinority && (o.Chosen != Yes || o.Verdict != Minority),
-			"a part is not served beside the majority":     d.To == ActiveMinority && (o.Fresh == Yes || o.Verdict == Majority || o.Verdict == Isolated || o.Chosen == No),
-			"what is not settled is not rewound":           d.To == Rejoining && o.State != Rejoining && o.Served == Yes,
-			"nor does it follow":                           does(Follow) && o.Served == Yes,
-			"nothing is rewound without a ready active":    d.To == Rejoining && o.State != Rejoining && !o.served(),
-			"no election while the lock is held or unread": does(Run) && !o.LockFree(),
-			"a running primary is never rewound under":     does(Rejoin) && o.Primary == Yes && o.State != Rejoining,
-			"leaving active fences before anything else":   o.State == Active && d.To == Fenced && d.Do[0] != Fence,
-			"a foreign database is left alone":             o.Foreign == Yes && (does(Rejoin) || does(StartPostgres) || does(Promote)),
+			"a promise is kept":                        (does(Promote) || does(Follow)) && named.Epoch < o.Promise,
+			"nothing but a whole copy is promoted":     does(Promote) && (o.Complete != Yes || o.Foreign == Yes),
+			"no active without a lease":                d.To == Active && o.Lease != Yes,
+			"a primary that must not write is stopped": o.Primary == Yes && d.To != Active && d.To != Promoting && d.To != ActiveMinority && !does(Fence) && (d.To != Maintenance || !o.spared()),
+			"while paused PostgreSQL is left alone where nobody else is named": o.spared() && (o.State == Active || o.State == Maintenance) &&
+				(does(Fence) || does(StartPostgres) || does(Rejoin)),
+			"while paused only the node that is named holds an election": o.Paused && does(Run) && named.Node != o.Self,
+			"the lock is retaken for an epoch in which it was held":      does(Retake) && (o.LeaseEpoch != named.Epoch || named.Node != o.Self || o.Primary != Yes || !o.LockFree()),
+			"leader units only beside a lease":                           does(StartLeaderUnits) && o.Lease != Yes && d.To != ActiveMinority,
+			"nothing is rewound without a ready active":                  d.To == Rejoining && o.State != Rejoining && !o.served(),
+			"no election while the lock is held or unread":               does(Run) && !o.LockFree(),
+			"a running primary is never rewound under":                   does(Rejoin) && o.Primary == Yes && o.State != Rejoining,
+			"leaving active fences before anything else":                 o.State == Active && d.To == Fenced && d.Do[0] != Fence,
+			"a foreign database is left alone":                           o.Foreign == Yes && (does(Rejoin) || does(StartPostgres) || does(Promote)),
+			"a part is served only by who was chosen":                    d.To == ActiveMinority && o.State != ActiveMinority && (o.Chosen != Yes || o.Verdict != Minority),
+			"a part is not served beside the majority":                   d.To == ActiveMinority && (o.Fresh == Yes || o.Verdict == Majority || o.Verdict == Isolated || o.Chosen == No),
+			"what is not settled is not rewound":                         d.To == Rejoining && o.State != Rejoining && o.Served == Yes,
+			"nor does it follow":                                         does(Follow) && o.Served == Yes,
 		} {
 			if broken {
 				t.Fatalf("%s: %v for %+v", rule, d, o)

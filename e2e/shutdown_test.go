@@ -1,14 +1,11 @@
 package e2e
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/understudy-ha/understudy/dev/rig"
 )
 
 type eventJSON struct {
@@ -98,8 +95,8 @@ func preferred(t *testing.T, g *group) {
 	comes := before.Standbys()[0]
 	after := g.underWrites(t, func() {
 		want(t, g.cluster(t, comes, "options", "set", "preferred_primary="+comes), 0)
-		for s := (rig.Status{}); s.Active != comes && time.Since(began) < 2*soon; time.Sleep(time.Second) {
-			_ = json.Unmarshal([]byte(g.cluster(t, comes, "status", "--json").out), &s) // it may have to wait
+		for time.Since(began) < 2*soon && g.isActive(t, comes, comes, before.Epoch+1) != nil {
+			time.Sleep(time.Second)
 		}
 	})
 	if after.Active != comes || after.Epoch != before.Epoch+1 {

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -188,7 +189,15 @@ func diskHangs(t *testing.T, g *group, node, disk string) {
 	}
 }
 
-// statusOf is cluster status as a node tells it.
+// tryStatus is cluster status as a node tells it, if it does.
+func (g *group) tryStatus(t *testing.T, from string) (s rig.Status, r result) {
+	t.Helper()
+	r = g.cluster(t, from, "status", "--json")
+	_ = json.Unmarshal([]byte(r.out), &s) // what is missing shows
+	return s, r
+}
+
+// statusOf is cluster status as a node tells it, and the test ends where none is active.
 func (g *group) statusOf(t *testing.T, from string) rig.Status {
 	t.Helper()
 	return ask[rig.Status](t, g, from, "status")

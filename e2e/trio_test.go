@@ -56,6 +56,7 @@ func TestTrio(t *testing.T) {
 		{"the active goes down whole", nodeDies},
 		{"handler-runner is restarted", handlerRestarts},
 		{"the host of the active is shut down", shutDown},
+		{"the cluster is paused", paused},
 		{"the preferred primary comes back", preferred},
 		{"a removed node", removed},
 	} {

@@ -62,6 +62,8 @@ func (h *Handler) act(ctx context.Context, a cluster.Action, o cluster.Observati
 		return h.follow(try, o)
 	case cluster.Maintain:
 		return h.maintain(try, o)
+	case cluster.Retake:
+		return h.retake(try)
 	case cluster.Release:
 		h.tenure.end(try)
 	case cluster.Withdraw:

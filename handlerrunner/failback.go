@@ -46,7 +46,7 @@ func (h *Handler) bringBack(ctx context.Context) {
 func (h *Handler) consider(ctx context.Context, view cluster.View, preferred string, past cluster.Failback) cluster.Failback {
 	settle := view.Options("").Stretch(settleFor)
 	named := view.NextMaster.Node == preferred
-	could := !named && h.Mode() == cluster.MajorityMode && h.isWell(ctx, view, preferred)
+	could := !named && !view.Paused() && h.Mode() == cluster.MajorityMode && h.isWell(ctx, view, preferred)
 	next, due := past.Next(time.Now(), named, could, settle)
 	if !due {
 		return next

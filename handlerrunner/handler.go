@@ -58,6 +58,7 @@ type durable struct {
 	PromiseAt uint64        `json:"promise_at"`
 	Tried     cluster.Epoch `json:"tried"`   // the latest epoch for which it took the lock
 	Session   string        `json:"session"` // that holds, or held, the lock
+	Paused    bool          `json:"paused"`  // the latest word on it that was heard
 
 	// Made is the timeline that a promotion was to make for Tried, until the
 	// sync set of that epoch is published: see doubled.
@@ -189,6 +190,10 @@ func (h *Handler) resume(ctx context.Context) {
 		}
 		h.Log.Warn("leader session not adopted", "epoch", d.Tried, "error", err)
 	}
+	if d.State == cluster.Active && d.Paused {
+		h.enter(cluster.Decision{To: cluster.Maintenance, Reason: "handler-runner was restarted while the cluster was paused"})
+		return
+	}
 	if d.State == cluster.Active || d.State == cluster.Promoting || d.State == cluster.Rejoining {
 		h.enter(cluster.Decision{To: cluster.Fenced, Reason: "handler-runner was restarted while " + string(d.State)})
 	}
@@ -235,6 +240,7 @@ func (h *Handler) remember(v cluster.View) {
 // step is one round of observe, decide, act.
 func (h *Handler) step(ctx context.Context) {
 	h.redeem()
+	h.hearPause()
 	o := h.observe(ctx)
 	d := cluster.Decide(o)
 	if d.To != o.State {

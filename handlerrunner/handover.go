@@ -77,6 +77,9 @@ func (h *Handler) handOver(ctx context.Context, o order) error {
 	// this node hold an ordinary election when its time is over.
 	h.tenure.end(ctx)
 	if err := h.succession(ctx, o, began); err != nil {
+		if d.Paused { // then nobody else starts it
+			err = errors.Join(err, h.Units.Start(ctx, h.PostgresUnit))
+		}
 		return fmt.Errorf("hand over: %w; an ordinary election follows", err)
 	}
 	now, err := h.Store.View(ctx)
@@ -132,6 +135,9 @@ func (h *Handler) mayHandOver(ctx context.Context, o order) error {
 	if o.target != "" {
 		_, err := h.ready(ctx, view, db, o.target)
 		return err
+	}
+	if view.Paused() {
+		return errors.New("the cluster is paused: name the node that is to be active with 'understudy cluster set-active', or 'understudy cluster resume' first")
 	}
 	refused := []error{fmt.Errorf("no standby of %s can take over", h.Node)}
 	for _, other := range h.others(view) {

@@ -44,7 +44,7 @@ func (h *Handler) observe(ctx context.Context) cluster.Observation {
 	h.db = db
 	o := cluster.Observation{
 		Self: h.Node, State: h.durable.State, View: h.view, Fresh: h.fresh,
-		Promise: h.durable.Promise, LeaseEpoch: h.durable.Tried, Attempt: h.attempt,
+		Promise: h.durable.Promise, LeaseEpoch: h.durable.Tried, Attempt: h.attempt, Paused: h.durable.Paused,
 		Running: db.Running, Primary: db.Primary,
 		Overdue: cluster.TriOf(!h.seen.IsZero() && now.Sub(h.seen) > h.view.Options(h.Node).Stretch(confirmWithin)),
 	}

@@ -23,6 +23,7 @@ func (h *Handler) Report(ctx context.Context) cluster.Report {
 	if r.Mode = h.Mode(); r.Mode == cluster.MajorityMode {
 		r.Open, r.Epoch = true, epoch
 	}
+	r.Paused = d.Paused
 	if db.Running == cluster.Yes && (r.Open || db.Streaming) {
 		r.LagBytes = &db.Lag
 	}
@@ -48,7 +49,7 @@ func (h *Handler) Report(ctx context.Context) cluster.Report {
 }
 
 // Mode says whether this node is open to clients at this moment, without any
-// I/O: for load balancers.
+// I/O: for load balancers. While the cluster is paused that needs no lease.
 func (h *Handler) Mode() cluster.Mode {
 	valid, epoch := h.tenure.valid(time.Now())
 	if h.serves() {
@@ -56,7 +57,7 @@ func (h *Handler) Mode() cluster.Mode {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if valid && h.durable.State == cluster.Active && epoch == h.view.NextMaster.Epoch {
+	if valid && h.durable.State == cluster.Active && epoch == h.view.NextMaster.Epoch || h.spared() {
 		return cluster.MajorityMode
 	}
 	return cluster.Closed

@@ -247,13 +247,20 @@ var quick = map[string]func(*world, *host, []string) error{
 		w.reg.foreign = false
 		return nil
 	},
-	"unplug":     func(_ *world, h *host, _ []string) error { h.pg.unplugged = true; return nil },
-	"stall":      func(_ *world, h *host, _ []string) error { h.pg.stalled = true; return nil },
-	"fill-disk":  func(_ *world, h *host, _ []string) error { h.pg.disk = "is full: 3 MB are free"; return nil },
-	"free-disk":  func(_ *world, h *host, _ []string) error { h.pg.disk = ""; return nil },
-	"strand":     func(_ *world, h *host, _ []string) error { h.pg.stranded = true; return nil },
-	"incomplete": func(_ *world, h *host, _ []string) error { h.pg.complete = false; return nil },
-	"hang":       func(_ *world, h *host, _ []string) error { h.pg.hangs = true; return nil },
+	"unplug": func(_ *world, h *host, _ []string) error { h.pg.unplugged = true; return nil },
+	"stall":  func(_ *world, h *host, _ []string) error { h.pg.stalled = true; return nil },
+	"pause": func(w *world, _ *host, _ []string) error {
+		w.reg.view.Info.Paused = &cluster.Pause{By: "story"}
+		return nil
+	},
+	"resume":         func(w *world, _ *host, _ []string) error { w.reg.view.Info.Paused = nil; return nil },
+	"stop-postgres":  func(_ *world, h *host, _ []string) error { h.pg.stop(true); return nil },
+	"start-postgres": func(_ *world, h *host, _ []string) error { h.pg.start(); return nil },
+	"fill-disk":      func(_ *world, h *host, _ []string) error { h.pg.disk = "is full: 3 MB are free"; return nil },
+	"free-disk":      func(_ *world, h *host, _ []string) error { h.pg.disk = ""; return nil },
+	"strand":         func(_ *world, h *host, _ []string) error { h.pg.stranded = true; return nil },
+	"incomplete":     func(_ *world, h *host, _ []string) error { h.pg.complete = false; return nil },
+	"hang":           func(_ *world, h *host, _ []string) error { h.pg.hangs = true; return nil },
 	"fail-rewinds": func(_ *world, h *host, args []string) (err error) {
 		h.pg.failRewinds, err = strconv.Atoi(args[0])
 		return err

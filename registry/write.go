@@ -63,7 +63,26 @@ func (c *Client) info(ctx context.Context) (cluster.Info, error) {
 // checked them with cluster.CheckOptions.
 func (c *Client) SetOptions(ctx context.Context, change cluster.Options) (cluster.Options, error) {
 	var set cluster.Options
-	err := c.modify(ctx, keyCluster, func(old *api.KVPair) ([]byte, error) {
+	err := c.modifyInfo(ctx, func(info *cluster.Info) {
+		info.Options = info.Options.With(change)
+		set = info.Options
+	})
+	return set, err
+}
+
+// SetPause pauses the cluster, or with nil resumes it. It says whether that was a
+// change: who pauses first is kept.
+func (c *Client) SetPause(ctx context.Context, p *cluster.Pause) (changed bool, err error) {
+	err = c.modifyInfo(ctx, func(info *cluster.Info) {
+		if changed = (info.Paused == nil) != (p == nil); changed {
+			info.Paused = p
+		}
+	})
+	return changed, err
+}
+
+func (c *Client) modifyInfo(ctx context.Context, f func(*cluster.Info)) error {
+	return c.modify(ctx, keyCluster, func(old *api.KVPair) ([]byte, error) {
 		if old == nil {
 			return nil, ErrNoCluster
 		}
@@ -71,11 +90,9 @@ func (c *Client) SetOptions(ctx context.Context, change cluster.Options) (cluste
 		if err := decode(old, &info); err != nil {
 			return nil, err
 		}
-		info.Options = info.Options.With(change)
-		set = info.Options
+		f(&info)
 		return encode(info), nil
 	})
-	return set, err
 }
 
 // AddNode makes n a member, and deletes a tombstone of its name in the same
