@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/understudy-ha/understudy/packaging"
@@ -27,6 +26,9 @@ const Admin = "admin"
 // imageWithin bounds the making of the image, most of which is downloads.
 const imageWithin = 10 * time.Minute
 
+// imageKept is how long an image of another version is kept after its last use.
+const imageKept = 7 * 24 * time.Hour
+
 // included are the packages of a Debian 12 with systemd, and what the README asks
 // for beside Go.
 const included = "systemd,systemd-sysv,dbus,sudo,adduser,git,make"
@@ -38,51 +40,45 @@ var recipe string
 
 // Image returns the folder of the machines' common root, and makes it first if
 // there is none of this version: a Debian 12 on which packaging/setup has run, which
-// needs the network. Several processes may ask for it at once.
-func Image(ctx context.Context, log *slog.Logger) (string, error) {
+// needs the network. Several processes may ask for it at once. Until free is called
+// nobody deletes it.
+func Image(ctx context.Context, log *slog.Logger) (dir string, free func(), err error) {
 	if err := os.MkdirAll(Cache, 0o755); err != nil {
-		return "", fmt.Errorf("make image: %w", err)
+		return "", nil, fmt.Errorf("make image: %w", err)
 	}
-	free, err := locked(ctx, filepath.Join(Cache, "lock"))
+	done, err := locked(ctx, filepath.Join(Cache, "lock"))
 	if err != nil {
-		return "", fmt.Errorf("make image: %w", err)
+		return "", nil, fmt.Errorf("make image: %w", err)
 	}
-	defer free()
-	dir := filepath.Join(Cache, "image-"+version())
-	if _, err := os.Stat(dir); err == nil {
-		return dir, nil
+	defer done()
+	dir = filepath.Join(Cache, "image-"+version())
+	if _, err := os.Stat(dir); err != nil {
+		ctx, cancel := context.WithTimeout(ctx, imageWithin)
+		defer cancel()
+		began := time.Now()
+		log.Info("making the image, once", "dir", dir)
+		if err := errors.Join(sweep(ctx, "image-*", imageKept), os.RemoveAll(dir+".new")); err != nil {
+			return "", nil, fmt.Errorf("make image: %w", err)
+		}
+		if err := makeImage(ctx, dir+".new"); err != nil {
+			return "", nil, fmt.Errorf("make image: %w", err)
+		}
+		if err := os.Rename(dir+".new", dir); err != nil {
+			return "", nil, fmt.Errorf("make image: %w", err)
+		}
+		log.Info("made the image", "seconds", int(time.Since(began).Seconds()))
 	}
-	began := time.Now()
-	log.Info("making the image, once", "dir", dir)
-	ctx, cancel := context.WithTimeout(ctx, imageWithin)
-	defer cancel()
-	if err := dropImages(); err != nil {
-		return "", fmt.Errorf("make image: %w", err)
+	if free, err = inUse(dir); err != nil {
+		return "", nil, fmt.Errorf("make image: %w", err)
 	}
-	if err := makeImage(ctx, dir+".new"); err != nil {
-		return "", fmt.Errorf("make image: %w", err)
-	}
-	if err := os.Rename(dir+".new", dir); err != nil {
-		return "", fmt.Errorf("make image: %w", err)
-	}
-	log.Info("made the image", "seconds", int(time.Since(began).Seconds()))
-	return dir, nil
+	now := time.Now()
+	return dir, free, os.Chtimes(dir, now, now)
 }
 
 // version changes with everything that the image is made of.
 func version() string {
 	sum := sha256.Sum256([]byte(included + "\x00" + recipe + "\x00" + packaging.Setup))
 	return hex.EncodeToString(sum[:6])
-}
-
-// dropImages deletes the images of other versions and what was left half made.
-// A machine that still runs from one keeps what it has open.
-func dropImages() error {
-	old, err := filepath.Glob(filepath.Join(Cache, "image-*"))
-	for _, dir := range old {
-		err = errors.Join(err, os.RemoveAll(dir))
-	}
-	return err
 }
 
 func makeImage(ctx context.Context, dir string) error {
@@ -119,20 +115,4 @@ func tail(err error) error {
 		return err
 	}
 	return errors.New(lines[0] + "\n...\n" + strings.Join(lines[len(lines)-15:], "\n"))
-}
-
-// locked waits for the lock on a file.
-func locked(ctx context.Context, file string) (free func(), err error) {
-	f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return nil, err
-	}
-	err = until(ctx, "nobody else makes it", func() error {
-		return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-	})
-	if err != nil {
-		_ = f.Close()
-		return nil, err
-	}
-	return func() { _ = f.Close() }, nil
 }

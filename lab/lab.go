@@ -28,7 +28,7 @@ type Lab struct {
 	image  string
 	dir    string // the machines' disks
 	prefix netip.Prefix
-	log    *slog.Logger
+	free   []func() // what else is given back at the end
 
 	keeper   *exec.Cmd
 	stdin    io.Closer // the keeper, and with it all processes of the lab, ends with it
@@ -43,13 +43,13 @@ func Raise(ctx context.Context, gateway netip.Prefix, log *slog.Logger) (*Lab, e
 	if os.Geteuid() != 0 {
 		return nil, fmt.Errorf("raise lab: %w", ErrNeedsRoot)
 	}
-	image, err := Image(ctx, log)
+	image, free, err := Image(ctx, log)
 	if err != nil {
 		return nil, fmt.Errorf("raise lab: %w", err)
 	}
-	l := &Lab{image: image, prefix: gateway, log: log}
-	if l.dir, err = os.MkdirTemp(Cache, "lab-"); err != nil {
-		return nil, fmt.Errorf("raise lab: %w", err)
+	l := &Lab{image: image, prefix: gateway, free: []func(){free}}
+	if err := l.makeDir(ctx); err != nil {
+		return nil, fmt.Errorf("raise lab: %w", errors.Join(err, l.Close()))
 	}
 	if err := l.keep(ctx); err != nil {
 		return nil, fmt.Errorf("raise lab: %w", errors.Join(err, l.Close()))
@@ -66,6 +66,30 @@ func Raise(ctx context.Context, gateway netip.Prefix, log *slog.Logger) (*Lab, e
 		}
 	}
 	return l, nil
+}
+
+// makeDir makes the folder of the disks, and deletes those of labs whose process
+// was killed.
+func (l *Lab) makeDir(ctx context.Context) error {
+	done, err := locked(ctx, filepath.Join(Cache, "lock"))
+	if err != nil {
+		return err
+	}
+	defer done()
+	ctx, cancel := context.WithTimeout(ctx, closeWithin)
+	defer cancel()
+	if err := sweep(ctx, "lab-*", 0); err != nil {
+		return err
+	}
+	if l.dir, err = os.MkdirTemp(Cache, "lab-"); err != nil {
+		return err
+	}
+	free, err := inUse(l.dir)
+	if err != nil {
+		return err
+	}
+	l.free = append(l.free, free)
+	return nil
 }
 
 // keep starts the process that the namespaces live by. It reads from a pipe whose
@@ -135,7 +159,13 @@ func (l *Lab) Close() error {
 	for _, m := range l.machines {
 		problems = append(problems, m.ended(ctx), dropGroups(ctx, m.groups))
 	}
-	if err := errors.Join(append(problems, os.RemoveAll(l.dir))...); err != nil {
+	if l.dir != "" {
+		problems = append(problems, os.RemoveAll(l.dir))
+	}
+	for _, free := range l.free {
+		free()
+	}
+	if err := errors.Join(problems...); err != nil {
 		return fmt.Errorf("close lab: %w", err)
 	}
 	return nil
