@@ -53,7 +53,7 @@ func (s *Server) Preflight(ctx context.Context) []Problem {
 }
 
 func (s *Server) binaryProblems(ctx context.Context) (problems []Problem) {
-	for _, name := range []string{"postgres", "pg_basebackup", "pg_rewind", "pg_controldata", "psql"} {
+	for _, name := range []string{"postgres", "pg_basebackup", "pg_rewind", "pg_controldata", "pg_waldump", "psql"} {
 		if info, err := os.Stat(s.bin(name)); err != nil || info.Mode()&0o111 == 0 {
 			problems = append(problems, Problem{s.bin(name) + " is missing",
 				fmt.Sprintf("install PostgreSQL %d or later with its client programs, or correct postgres.bin_dir", MinMajor)})

@@ -1,6 +1,7 @@
 package divergence
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -122,6 +123,7 @@ type applier struct {
 	report  *Report
 	touched map[string]bool // rows that this very transaction has changed
 
+	applied  []int64             // changes
 	computed map[string][]string // generated columns by table
 }
 
@@ -141,6 +143,10 @@ func (a *applier) all(ctx context.Context, db string, changes []Change) error {
 		if err := a.one(ctx, c); err != nil {
 			return err
 		}
+	}
+	_, err = a.tx.Exec(ctx, "insert into understudy.applied (divergence, change) select $1, unnest($2::bigint[])", a.sum.ID, a.applied)
+	if err != nil {
+		return fmt.Errorf("record what was applied: %w", err)
 	}
 	for _, seq := range a.sum.Sequences {
 		if seq.Database != db {
@@ -171,30 +177,32 @@ func (a *applier) done(ctx context.Context) (map[int64]bool, error) {
 	return done, err
 }
 
-// one applies a change, or notes why it cannot be.
+// one applies a change, or notes why it cannot be. Each has a savepoint.
 func (a *applier) one(ctx context.Context, c Change) error {
-	var reason string
-	err := pgx.BeginFunc(ctx, a.tx, func(tx pgx.Tx) (err error) {
-		if reason, err = a.try(ctx, tx, c); err != nil || reason != "" {
-			return errors.Join(err, errRehearsal)
-		}
-		_, err = tx.Exec(ctx, "insert into understudy.applied (divergence, change) values ($1, $2)", a.sum.ID, c.N)
-		return err
-	})
+	reason, err := a.try(ctx, c)
 	var pg *pgconn.PgError
 	switch {
-	case err == nil:
+	case err == nil && reason == "":
 		a.report.Applied++
+		a.applied = append(a.applied, int64(c.N))
 		a.touch(c)
 		return nil
-	case reason != "":
+	case err == nil:
 	case errors.As(err, &pg) && refused(pg):
 		reason = refusal(pg)
-	default:
+		_, err = a.tx.Exec(ctx, "rollback to savepoint change; release savepoint change", pgx.QueryExecModeSimpleProtocol)
+	}
+	if err != nil {
 		return fmt.Errorf("change %d: %w", c.N, err)
 	}
 	a.report.Conflicts = append(a.report.Conflicts, Conflict{c, reason})
 	return nil
+}
+
+// exec runs the statement of a change in one round trip.
+func (a *applier) exec(ctx context.Context, sql string) error {
+	_, err := a.tx.Exec(ctx, "savepoint change; "+sql+"; release savepoint change", pgx.QueryExecModeSimpleProtocol)
+	return err
 }
 
 // refused tells what the database has against one row from what is wrong with
@@ -211,7 +219,7 @@ func refusal(e *pgconn.PgError) string {
 	return e.Message
 }
 
-func (a *applier) try(ctx context.Context, tx pgx.Tx, c Change) (conflict string, err error) {
+func (a *applier) try(ctx context.Context, c Change) (conflict string, err error) {
 	if !c.Identified() {
 		return "it is not known which row is meant: the table had no replica identity", nil
 	}
@@ -220,33 +228,43 @@ func (a *applier) try(ctx context.Context, tx pgx.Tx, c Change) (conflict string
 	}
 	switch c.Op {
 	case Insert:
-		_, err := tx.Exec(ctx, insertSQL(c))
-		return "", err
+		return "", a.exec(ctx, insertSQL(c))
 	case Truncate:
 		var empty bool
-		err := tx.QueryRow(ctx, "select not exists (select from "+c.table()+")").Scan(&empty)
+		err := a.ask(ctx, "select not exists (select from "+c.table()+")", nil, &empty)
 		if err != nil || empty {
 			return "", err
 		}
 		return "a truncate is not applied to a table that has rows", nil
 	}
-	conflict, err = a.check(ctx, tx, c)
-	if err != nil || conflict != "" {
+	conflict, err = a.check(ctx, c)
+	switch {
+	case err != nil || conflict != "":
 		return conflict, err
+	case c.Op == Delete:
+		return "", a.exec(ctx, fmt.Sprintf("delete from %s where %s", c.table(), c.where()))
+	case len(c.New) == 0:
+		return "", nil
 	}
-	sql := fmt.Sprintf("delete from %s where %s", c.table(), c.where())
-	if c.Op == Update {
-		if len(c.New) == 0 {
-			return "", nil
-		}
-		sql = fmt.Sprintf("update %s set %s where %s", c.table(), assignments(c.New), c.where())
+	return "", a.exec(ctx, fmt.Sprintf("update %s set %s where %s", c.table(), assignments(c.New), c.where()))
+}
+
+// ask reads a row, behind a savepoint.
+func (a *applier) ask(ctx context.Context, query string, args []any, into ...any) (err error) {
+	var steps pgx.Batch
+	steps.Queue("savepoint change")
+	steps.Queue(query, args...)
+	steps.Queue("release savepoint change")
+	results := a.tx.SendBatch(ctx, &steps)
+	defer func() { err = cmp.Or(err, results.Close()) }()
+	if _, err := results.Exec(); err != nil {
+		return err
 	}
-	_, err = tx.Exec(ctx, sql)
-	return "", err
+	return results.QueryRow().Scan(into...)
 }
 
 // check says what speaks against an update or a delete.
-func (a *applier) check(ctx context.Context, tx pgx.Tx, c Change) (string, error) {
+func (a *applier) check(ctx context.Context, c Change) (string, error) {
 	old := "true"
 	if len(c.Old) > 0 {
 		old = byImage(c.Old)
@@ -256,9 +274,9 @@ func (a *applier) check(ctx context.Context, tx pgx.Tx, c Change) (string, error
 	if !a.sum.ForkTime.IsZero() {
 		forkTime = &a.sum.ForkTime
 	}
-	err := tx.QueryRow(ctx, fmt.Sprintf(`select %s, $1::bigint <> 0 and age(xmin) <= age($1::bigint::text::xid)
+	err := a.ask(ctx, fmt.Sprintf(`select %s, $1::bigint <> 0 and age(xmin) <= age($1::bigint::text::xid)
 		or coalesce(pg_xact_commit_timestamp(xmin) > $2::timestamptz, false) from %s where %s for update`, old, c.table(), c.where()),
-		int64(a.sum.ForkXID), forkTime).Scan(&same, &changed)
+		[]any{int64(a.sum.ForkXID), forkTime}, &same, &changed)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows) && len(c.Key) > 0:
 		return "row is missing", nil
