@@ -3,6 +3,7 @@ package chaos
 import (
 	"context"
 	"fmt"
+	"maps"
 	"syscall"
 
 	"github.com/understudy-ha/understudy/dev"
@@ -15,6 +16,14 @@ type act func(ctx context.Context, a *arena, s Step, node string) error
 
 // acts says how each kind is done.
 func acts() map[Kind]act {
+	all := kills()
+	maps.Copy(all, freezes())
+	maps.Copy(all, cuts())
+	maps.Copy(all, others())
+	return all
+}
+
+func kills() map[Kind]act {
 	return map[Kind]act{
 		KillPostgres: func(ctx context.Context, a *arena, _ Step, node string) error {
 			return dev.Kill(ctx, a.Dir, node, "postgres")
@@ -36,9 +45,6 @@ func acts() map[Kind]act {
 		KillAllConsul: func(ctx context.Context, a *arena, _ Step, _ string) error {
 			return a.onAll(func(n dev.NodeInfo) error { return dev.Kill(ctx, a.Dir, n.Name, "consul") })
 		},
-		FreezeAllConsul: func(ctx context.Context, a *arena, s Step, _ string) error {
-			return a.onAll(func(n dev.NodeInfo) error { return a.stop(ctx, n.Name, "consul", s) })
-		},
 		KillNode: func(ctx context.Context, a *arena, s Step, node string) error {
 			return hold(ctx, s, func() error { return dev.Kill(ctx, a.Dir, node, dev.All) },
 				func(ctx context.Context) error { return dev.Start(ctx, a.Dir, node) })
@@ -52,6 +58,14 @@ func acts() map[Kind]act {
 					return a.onAll(func(n dev.NodeInfo) error { return dev.Start(ctx, a.Dir, n.Name) })
 				})
 		},
+	}
+}
+
+func freezes() map[Kind]act {
+	return map[Kind]act{
+		FreezeAllConsul: func(ctx context.Context, a *arena, s Step, _ string) error {
+			return a.onAll(func(n dev.NodeInfo) error { return a.stop(ctx, n.Name, "consul", s) })
+		},
 		FreezePostgres: func(ctx context.Context, a *arena, s Step, node string) error {
 			return a.stop(ctx, node, "postgres", s)
 		},
@@ -60,6 +74,11 @@ func acts() map[Kind]act {
 			return hold(ctx, s, func() error { return dev.Freeze(ctx, a.Dir, node) },
 				func(ctx context.Context) error { return dev.Thaw(ctx, a.Dir, node) })
 		},
+	}
+}
+
+func cuts() map[Kind]act {
+	return map[Kind]act{
 		Isolate: func(ctx context.Context, a *arena, s Step, node string) error {
 			return a.cut(ctx, s, func() error { return a.isolate(ctx, node, true, true) })
 		},
@@ -76,9 +95,20 @@ func acts() map[Kind]act {
 			}
 			return a.cut(ctx, s, func() error { return dev.Cut(ctx, a.Dir, from, to, true) })
 		},
+	}
+}
+
+func others() map[Kind]act {
+	return map[Kind]act{
 		DiskFull: func(ctx context.Context, a *arena, s Step, node string) error {
 			n, _ := a.Node(node)
-			return hold(ctx, s, func() error { return fill(n.Root) }, func(context.Context) error { return empty(n.Root) })
+			return hold(ctx, s, func() error {
+				if err := fill(n.Root); err != nil {
+					return err
+				}
+				a.useWAL(ctx)
+				return nil
+			}, func(context.Context) error { return empty(n.Root) })
 		},
 		ShiftClock: func(ctx context.Context, a *arena, s Step, node string) error {
 			n, _ := a.Node(node)
@@ -96,11 +126,11 @@ func acts() map[Kind]act {
 			return nil
 		},
 		DuringPromotion: duringPromotion,
-		DuringRewind: func(ctx context.Context, a *arena, s Step, _ string) error {
-			return a.duringCopy(ctx, s, a.newest().Node, false)
+		DuringRewind: func(ctx context.Context, a *arena, s Step, node string) error {
+			return a.duringCopy(ctx, s, node, false)
 		},
-		DuringClone: func(ctx context.Context, a *arena, s Step, _ string) error {
-			return a.duringCopy(ctx, s, a.choose(Step{Role: OnStandby, Pick: s.Pick}), true)
+		DuringClone: func(ctx context.Context, a *arena, s Step, node string) error {
+			return a.duringCopy(ctx, s, node, true)
 		},
 	}
 }

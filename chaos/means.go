@@ -26,8 +26,9 @@ func machine() means {
 	return means{root: os.Geteuid() == 0, clock: len(libraries) > 0}
 }
 
-// diskSize is that of a node's database; a cluster under test needs a tenth.
-const diskSize = "1g"
+// diskSize is that of a node's database. A copy beside it must have room, and each of them
+// keeps up to wal_keep_size of WAL.
+const diskSize = "4g"
 
 // database is the file system of a node's database when this user can mount one.
 func database(root string) string { return filepath.Join(root, "var/lib/postgresql") }
@@ -94,7 +95,7 @@ func fill(root string) error {
 // are used up, so that a full disk is felt. That it fails is what it is for.
 func (a *arena) useWAL(ctx context.Context) {
 	target, _ := a.Sides(a.newest().Node)
-	a.onDatabase(ctx, target, 20, `select pg_logical_emit_message(false, 'chaos', ''), pg_switch_wal()`)
+	a.onDatabase(ctx, target, 8, `select pg_logical_emit_message(false, 'chaos', ''), pg_switch_wal()`)
 }
 
 // onDatabase does something on a node's database, a few times or until it fails.
