@@ -163,13 +163,17 @@ type Transition struct {
 
 // Transitions is the table of states: the log line, the documentation and the
 // diagram are all made of it. A pair (From, To) stands once. The order has no
-// meaning: at most one row holds for any observation.
-func Transitions() []Transition {
+// meaning: at most one row holds for any observation. It is not to be changed.
+func Transitions() []Transition { return table }
+
+var table = transitions()
+
+func transitions() []Transition {
 	called := func(c Calling) func(Observation) bool {
 		return func(o Observation) bool { return o.Calling() == c }
 	}
 	primary := member(func(o Observation) bool { return o.Primary == Yes })
-	table := []Transition{
+	rows := []Transition{
 		{Joining, Standby, member(Observation.following), nil,
 			"the database is a whole copy and runs as a standby"},
 		{Joining, Fenced, primary, []Action{Fence, StopLeaderUnits},
@@ -213,15 +217,15 @@ func Transitions() []Transition {
 	}
 	for _, s := range States() {
 		if s != Leaving {
-			table = append(table, Transition{s, Leaving, called(Depart), []Action{StopAllUnits, Fence, Release, Withdraw},
+			rows = append(rows, Transition{s, Leaving, called(Depart), []Action{StopAllUnits, Fence, Release, Withdraw},
 				"removed from the cluster"})
 		}
 		if s != Leaving && s != Failed {
-			table = append(table, Transition{s, Failed, called(Halt), []Action{StopLeaderUnits, Fence, Release},
+			rows = append(rows, Transition{s, Failed, called(Halt), []Action{StopLeaderUnits, Fence, Release},
 				"the database is not this cluster's"})
 		}
 	}
-	return append(table, Transition{Leaving, Fenced,
+	return append(rows, Transition{Leaving, Fenced,
 		func(o Observation) bool {
 			return o.Calling() != Depart && o.Primary != Yes && o.View.Nodes[o.Self].Name != ""
 		}, nil,
@@ -248,7 +252,7 @@ type Decision struct {
 
 // Decide applies the table, and where no row holds, the duty of the state.
 func Decide(o Observation) Decision {
-	for _, t := range Transitions() {
+	for _, t := range table {
 		if t.From == o.State && t.When(o) {
 			return Decision{t.To, t.Do, t.Comment}
 		}
@@ -267,7 +271,7 @@ func duty(o Observation) ([]Action, string) {
 		return []Action{StartAlwaysUnits, Promote}, "about to take the lock"
 	case o.State == Promoting:
 		return nil, "promotion under way"
-	case o.State == Maintenance && o.Primary == Yes && o.LockFree() && o.locked():
+	case o.State == Maintenance && o.Calling() == Lead && o.Primary == Yes && o.LockFree() && o.locked():
 		return []Action{Retake}, "paused, and PostgreSQL accepts writes"
 	case o.State == Maintenance:
 		return nil, "paused; PostgreSQL is left to the operator"
