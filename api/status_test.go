@@ -138,12 +138,15 @@ func TestStatusCodes(t *testing.T) {
 }
 
 func TestStatusBody(t *testing.T) {
+	paused := active()
+	paused.report.State, paused.report.Paused = cluster.Maintenance, true
 	for _, c := range []struct {
 		node *fakeNode
 		want api.Status
 	}{
 		{active(), api.Status{Status: "active", Node: "n1", Cluster: "c1", Role: cluster.Active, Mode: "majority", Epoch: 7}},
 		{atRisk(), api.Status{Status: "active", Node: "n1", Cluster: "c1", Role: cluster.ActiveMinority, Mode: "minority", AtRisk: true, Epoch: 7}},
+		{paused, api.Status{Status: "active", Node: "n1", Cluster: "c1", Role: cluster.Maintenance, Mode: "majority", Epoch: 7, Paused: true}},
 		{standby(), api.Status{Status: "standby", Node: "n2", Cluster: "c1", Role: cluster.Standby, Mode: "majority", Epoch: 7}},
 		{&fakeNode{report: cluster.Report{Node: "n4", State: cluster.Executing}}, api.Status{Status: "runner", Node: "n4", Role: cluster.Executing, Mode: "majority"}},
 		{&fakeNode{report: cluster.Report{Node: "n3", State: cluster.Leaving}}, api.Status{Status: "standby", Node: "n3", Role: cluster.Leaving, Mode: "majority", Removed: true}},

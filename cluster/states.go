@@ -1,7 +1,5 @@
 package cluster
 
-import "slices"
-
 // State is what a node is doing, as its handler-runner drives it.
 type State string
 
@@ -189,12 +187,12 @@ type Transition struct {
 
 // Transitions is the table of states: the log line, the documentation and the
 // diagram are all made of it. A pair (From, To) stands once. The order has no
-// meaning: at most one row holds for any observation.
-func Transitions() []Transition { return slices.Clone(transitions) }
+// meaning: at most one row holds for any observation. It is not to be changed.
+func Transitions() []Transition { return table }
 
-var transitions = table()
+var table = transitions()
 
-func table() []Transition {
+func transitions() []Transition {
 	called := func(c Calling) func(Observation) bool {
 		return func(o Observation) bool { return o.Calling() == c }
 	}
@@ -289,7 +287,7 @@ type Decision struct {
 
 // Decide applies the table, and where no row holds, the duty of the state.
 func Decide(o Observation) Decision {
-	for _, t := range transitions {
+	for _, t := range table {
 		if t.From == o.State && t.When(o) {
 			return Decision{t.To, t.Do, t.Comment}
 		}

@@ -27,7 +27,7 @@ func paused(t *testing.T, g *group) {
 		g.must(t, "kill", active, "postgres")
 		eventually(t, active+" is active again", func() error { return g.isActive(t, standby, active, before.Epoch+1) })
 	})
-	if after.Active != active || after.Epoch != before.Epoch+1 {
+	if after.Active != active || after.Epoch <= before.Epoch {
 		t.Errorf("%s is active in epoch %d", after.Active, after.Epoch)
 	}
 
@@ -60,7 +60,7 @@ func paused(t *testing.T, g *group) {
 		want(t, g.cluster(t, active, "status"), 3, "paused    since ")
 	}
 	g.must(t, "start", standby)
-	if back := g.healthy(t, active, 3); back.Active != standby || back.Epoch != chosen.Epoch+1 {
+	if back := g.healthy(t, active, 3); back.Active != standby || back.Epoch <= chosen.Epoch {
 		t.Errorf("%s is active in epoch %d, was %s in %d", back.Active, back.Epoch, chosen.Active, chosen.Epoch)
 	}
 	want(t, g.cluster(t, active, "resume"), 0, "the cluster is not paused\n")

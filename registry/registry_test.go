@@ -32,6 +32,7 @@ func TestRegistry(t *testing.T) {
 		{"empty store is no cluster", testEmptyStore},
 		{"cluster is created once", testCreateCluster},
 		{"options are laid over", testOptions},
+		{"a pause is kept until it ends", testPause},
 		{"nodes are added, updated and removed", testNodes},
 		{"concurrent updates of a node all count", testConcurrentUpdates},
 		{"next-master only moves forward", testNextMaster},
@@ -156,6 +157,35 @@ func testCreateCluster(t *testing.T, f *fixture) {
 	want(t, err, registry.ErrClusterExists)
 	if v := f.view(t); v.Info.ID != "c1" {
 		t.Errorf("cluster: %+v", v.Info)
+	}
+}
+
+func testPause(t *testing.T, f *fixture) {
+	ctx := t.Context()
+	if _, err := f.SetPause(ctx, &cluster.Pause{By: "a"}); !errors.Is(err, registry.ErrNoCluster) {
+		t.Errorf("without a cluster: %v", err)
+	}
+	if err := f.CreateCluster(ctx, cluster.Info{ID: "x", Options: cluster.Options{"priority": "1"}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		pause   *cluster.Pause
+		changed bool
+		by      string // in force afterwards; empty: no pause
+	}{
+		{nil, false, ""}, {&cluster.Pause{By: "a"}, true, "a"}, {&cluster.Pause{By: "b"}, false, "a"}, {nil, true, ""}, {&cluster.Pause{By: "b"}, true, "b"},
+	} {
+		changed, err := f.SetPause(ctx, step.pause)
+		if err != nil || changed != step.changed {
+			t.Errorf("%v: changed %v, %v", step.pause, changed, err)
+		}
+		v, err := f.View(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v.Paused() != (step.by != "") || v.Paused() && v.Info.Paused.By != step.by || v.Info.Options["priority"] != "1" {
+			t.Errorf("%v: %+v", step.pause, v.Info)
+		}
 	}
 }
 
