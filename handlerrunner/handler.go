@@ -70,7 +70,7 @@ type Handler struct {
 
 	// moving is held while the durable state or the upstream of PostgreSQL
 	// changes, so that a promise and a reconnection cannot cross.
-	moving sync.Mutex
+	moving latch
 
 	mu       sync.Mutex // guards what follows
 	durable  durable
@@ -98,7 +98,7 @@ type Handler struct {
 
 // New reads the durable state and returns a handler that Run drives.
 func New(o Options) (*Handler, error) {
-	h := &Handler{Options: o, wakeup: make(chan struct{}, 1), orders: make(chan order), units: map[string]cluster.Tri{}, roster: roster{}}
+	h := &Handler{Options: o, wakeup: make(chan struct{}, 1), orders: make(chan order), moving: make(latch, 1), units: map[string]cluster.Tri{}, roster: roster{}}
 	h.tenure.log, h.tenure.wake, h.tenure.vouched = o.Log, h.wake, h.vouched
 	d, err := statefile.Read[durable](o.State)
 	switch {
