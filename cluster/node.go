@@ -151,6 +151,10 @@ type Leader struct {
 	Session  string   `json:"-"` // id of the Consul session that holds it
 }
 
+// Serves says that the holder of the lock has promoted, and on which timeline:
+// others may be mended from it. It is open to clients only when it is Ready.
+func (l Leader) Serves() bool { return l.Held && (l.Ready || l.Timeline > 0 && !l.Yields) }
+
 // Tombstone is the value of removed/NAME.
 type Tombstone struct {
 	Node string    `json:"node"`

@@ -120,7 +120,7 @@ func (h *Handler) follow(ctx context.Context, o cluster.Observation) error {
 	switch _, d, db := h.snapshot(); {
 	case l.Epoch < d.Promise:
 		return nil
-	case d.Made > db.Position.Timeline, d.Made > 0 && l.Ready && !doubled(l, d, db): // not made after all, or not in the way
+	case d.Made > db.Position.Timeline, d.Made > 0 && l.Serves() && !doubled(l, d, db): // not made after all, or not in the way
 		if err := h.confirmMade(); err != nil {
 			return err
 		}

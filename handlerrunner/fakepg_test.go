@@ -315,8 +315,8 @@ func (p *fakePG) Final(ctx context.Context) (cluster.Position, error) {
 func (p *fakePG) begin(node cluster.Node, rewind bool) {
 	p.h.w.mu.Lock()
 	defer p.h.w.mu.Unlock()
-	if l := p.h.w.reg.view.Leader; p.h.w.sim == nil && (l.Node != node.Name || !l.Ready) {
-		p.h.w.fault("%s is mended from %q, which is not an active node that is ready", p.h.name, node.Name)
+	if l := p.h.w.reg.view.Leader; p.h.w.sim == nil && (l.Node != node.Name || !l.Serves()) {
+		p.h.w.fault("%s is mended from %q, which serves nobody", p.h.name, node.Name)
 	}
 	if rewind {
 		p.complete = false

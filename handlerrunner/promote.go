@@ -123,13 +123,21 @@ func (h *Handler) takeLock(ctx context.Context, epoch cluster.Epoch) (Lease, err
 // available it settles for those there are when its time is over.
 func (h *Handler) gather(ctx context.Context, mode cluster.SyncMode, want cluster.Quorum, start cluster.Position) (cluster.Quorum, error) {
 	deadline := time.Now().Add(h.options().Stretch(gatherWithin))
+	offered := false
 	for want.K > 0 {
 		db, err := h.Postgres.Observe(ctx)
 		if err != nil {
 			return want, err
 		}
 		there := flushed(db, start.LSN)
-		if len(there) < want.K && (mode == cluster.Strict || time.Now().Before(deadline)) {
+		late := !time.Now().Before(deadline)
+		if len(there) < want.K && late && mode == cluster.Strict && !offered {
+			if err := h.offer(ctx, start.Timeline); err != nil {
+				return want, err
+			}
+			offered = true
+		}
+		if len(there) < want.K && (mode == cluster.Strict || !late) {
 			if err := sleep(ctx, gatherPoll); err != nil {
 				return want, fmt.Errorf("wait for standbys to catch up: %w", err)
 			}
@@ -142,6 +150,21 @@ func (h *Handler) gather(ctx context.Context, mode cluster.SyncMode, want cluste
 		return settled, h.Postgres.SetQuorum(ctx, settled)
 	}
 	return want, nil
+}
+
+// offer lets others be mended from this node before it is open to clients. With
+// sync_mode strict it opens only when standbys have caught up, and those there
+// are may all have forked WAL.
+func (h *Handler) offer(ctx context.Context, tl cluster.Timeline) error {
+	if err := h.Checkpoint(ctx); err != nil { // trap 19
+		return err
+	}
+	lease := h.tenure.held()
+	if lease == nil {
+		return errMoved
+	}
+	_, d, _ := h.snapshot()
+	return lease.Update(ctx, cluster.Leader{Node: h.Node, Epoch: d.Tried, Timeline: tl})
 }
 
 // flushed names the standbys that have durably received up to lsn, sorted.

@@ -151,6 +151,8 @@ var _ Store = (*simStore)(nil)
 // consult sends a request to the registry, which does not answer while it is
 // down.
 func consult[T any](ctx context.Context, p *proc, op string, serve func() (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, 8*time.Second) // as the client of the registry does
+	defer cancel()
 	return exchange(ctx, p, consul, op, func() (T, error) {
 		p.s.mu.Lock()
 		down := p.s.reg.down
