@@ -41,8 +41,9 @@ func (r roster) update(now time.Time, db Database, members []string, patience ti
 	return standbys
 }
 
-// maintain keeps what an active node keeps: a slot for every member, and a sync
-// set of the standbys that there are, one step of cluster.PlanSync a round.
+// maintain keeps what an active node keeps: a slot for every member, the leader
+// key, and a sync set of the standbys that there are, one step of
+// cluster.PlanSync a round.
 func (h *Handler) maintain(ctx context.Context, o cluster.Observation) error {
 	_, _, db := h.snapshot()
 	others := h.others(o.View)
@@ -51,6 +52,9 @@ func (h *Handler) maintain(ctx context.Context, o cluster.Observation) error {
 			return err
 		}
 		h.slotted = others
+	}
+	if err := h.reopen(ctx, o); err != nil {
+		return err
 	}
 	published := o.View.Sync
 	if db.Primary != cluster.Yes || published.Epoch != o.LeaseEpoch {
@@ -79,6 +83,16 @@ func (h *Handler) maintain(ctx context.Context, o cluster.Observation) error {
 		h.wake()
 	}
 	return nil
+}
+
+// reopen takes back the word of a hand-over that broke off before anything was
+// stopped: the registry may have heard it and its answer was lost.
+func (h *Handler) reopen(ctx context.Context, o cluster.Observation) error {
+	l, lease := o.View.Leader, h.tenure.held()
+	if l.Ready || !l.Held || l.Node != h.Node || l.Epoch != o.LeaseEpoch || lease == nil {
+		return nil
+	}
+	return lease.Update(ctx, cluster.Leader{Node: h.Node, Epoch: l.Epoch, Ready: true, Timeline: l.Timeline})
 }
 
 // caughtUp says whether k of the wanted members hold everything from before the

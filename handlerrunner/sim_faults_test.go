@@ -288,12 +288,17 @@ func (s *simulation) refuseState(h *host) func() {
 		return nil
 	}
 	_ = os.WriteFile(dir, nil, 0o600)
+	s.refused[h.name] = true
 	return func() {
+		s.refused[h.name] = false
 		if err := os.Remove(dir); err != nil {
 			s.violate("%v", err)
 		}
 		if err := os.Rename(dir+".away", dir); err != nil {
 			s.violate("%v", err)
+		}
+		if !h.dead {
+			s.powerOn(h)
 		}
 	}
 }

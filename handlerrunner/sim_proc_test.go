@@ -49,6 +49,11 @@ func (s *simulation) bootLocked(h *host) {
 		},
 		PostgresUnit: pgUnit, AlwaysUnits: []string{alwaysUnit}, LeaderUnits: []string{leaderUnit}, Log: slog.New(slog.DiscardHandler),
 	})
+	if err != nil && s.refused[h.name] {
+		s.tell(h.name, "handler cannot start: %v", err)
+		h.dead = false
+		return
+	}
 	if err != nil {
 		s.violate("%s does not start: %v", h.name, err)
 		return
@@ -71,6 +76,11 @@ func (s *simulation) stateFile(node string, run int) string {
 	return filepath.Join(s.dir, node, strconv.Itoa(run)+".json")
 }
 
+// away is where a state file is while its folder cannot be written.
+func (s *simulation) away(file string) string {
+	return filepath.Join(filepath.Dir(file)+".away", filepath.Base(file))
+}
+
 // kill ends the handler of a host. The caller holds the world's lock.
 func (s *simulation) kill(h *host) {
 	p := s.procs[h.name]
@@ -78,9 +88,13 @@ func (s *simulation) kill(h *host) {
 		return
 	}
 	p.gone, h.handler = true, nil
-	text, err := os.ReadFile(p.state)
+	from, to := p.state, s.stateFile(h.name, p.run+1)
+	if s.refused[h.name] {
+		from, to = s.away(from), s.away(to)
+	}
+	text, err := os.ReadFile(from)
 	if err == nil {
-		err = os.WriteFile(s.stateFile(h.name, p.run+1), text, 0o600)
+		err = os.WriteFile(to, text, 0o600)
 	}
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		s.violate("state of %s: %v", h.name, err)

@@ -48,6 +48,7 @@ type simulation struct {
 	loss     float64
 	naps     map[string]chan struct{} // handlers that stand still alone
 	slow     map[string]bool          // disks
+	refused  map[string]bool          // hosts whose state cannot be written
 	blind    map[string]bool          // hosts whose watcher says nothing of use
 	alone    map[string]time.Time     // since when a host has been cut off
 	ends     map[int]func()
@@ -77,7 +78,7 @@ func newSimulation(seed uint64, nodes int, dir string, recording bool) *simulati
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	s := &simulation{
 		world: w, seed: seed, nodes: nodes, dice: diceOf(seed, "pump", 0), procs: map[string]*proc{},
-		cuts: map[link]int{}, naps: map[string]chan struct{}{}, slow: map[string]bool{}, blind: map[string]bool{},
+		cuts: map[link]int{}, naps: map[string]chan struct{}{}, slow: map[string]bool{}, refused: map[string]bool{}, blind: map[string]bool{},
 		alone: map[string]time.Time{}, ends: map[int]func(){}, epochs: map[string]cluster.Epoch{}, words: map[string]word{},
 		loose: map[string]time.Time{}, recording: recording, began: time.Now(),
 	}

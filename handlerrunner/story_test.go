@@ -255,7 +255,13 @@ var quick = map[string]func(*world, *host, []string) error{
 	},
 	"minority":     func(_ *world, h *host, _ []string) error { h.verdict = cluster.Minority; return nil },
 	"drop-session": func(w *world, _ *host, _ []string) error { w.reg.drop(w.reg.view.Leader.Session); return nil },
-	"foreign":      func(w *world, _ *host, _ []string) error { w.reg.foreign = true; return nil },
+	// A hand-over that wrote its intent and never learnt that it had.
+	"yield": func(w *world, _ *host, _ []string) error {
+		w.reg.view.Leader.Ready, w.reg.view.Leader.Yields = false, true
+		w.reg.view.LeaderIndex = w.reg.index + 1
+		return nil
+	},
+	"foreign": func(w *world, _ *host, _ []string) error { w.reg.foreign = true; return nil },
 	"wipe": func(w *world, _ *host, _ []string) error {
 		w.reg.foreign = true
 		w.reg.drop(w.reg.view.Leader.Session)
