@@ -20,6 +20,10 @@ type Answer struct {
 	Problem  string   `json:"problem,omitempty"` // why it cannot be active now; empty: it can
 	Files    Tri      `json:"files"`             // it has every file of the last active
 	Seen     LSN      `json:"seen,omitempty"`    // end of the last active's WAL, as far as it was told
+
+	// MadeFor is the epoch of the promotion that made its timeline, if it is
+	// not known here that the node opened to clients on it; else zero.
+	MadeFor Epoch `json:"made_for,omitempty"`
 }
 
 // Ballot is everything that an election looks at.
@@ -66,7 +70,7 @@ func Elect(b Ballot) Outcome {
 	if len(v.sound) == 0 {
 		return v.undecided("no node with a whole copy of the database has answered")
 	}
-	async := SyncMode(b.View.Options("").Get("sync_mode")) == Async
+	async := b.View.SyncMode() == Async
 	if !async && !b.View.Sync.Enough(names(v.sound)) {
 		return v.undecided(missing(b.View.Sync, names(v.sound)))
 	}
@@ -164,6 +168,8 @@ func unsound(b Ballot, a Answer) string {
 		return fmt.Sprintf("it promised epoch %d, not %d", a.Epoch, b.Epoch)
 	case a.Complete != Yes:
 		return "its data directory is not a whole copy"
+	case a.MadeFor > 0 && b.View.Leader.Epoch > a.MadeFor && b.View.Leader.Timeline > 0 && a.Position.Timeline >= b.View.Leader.Timeline:
+		return fmt.Sprintf("its timeline %d is that of a promotion for epoch %d which broke off", a.Position.Timeline, a.MadeFor)
 	case b.View.Info != nil && a.SystemID != b.View.Info.SystemID:
 		return "its database is another one, with system identifier " + a.SystemID
 	}

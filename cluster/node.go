@@ -186,6 +186,9 @@ func (v View) Options(node string) Options {
 	return shared.With(v.Nodes[node].Options)
 }
 
+// SyncMode is the sync mode in force.
+func (v View) SyncMode() SyncMode { return SyncMode(v.Options("").Get("sync_mode")) }
+
 // Managers returns the names of the members that can be active, in order.
 func (v View) Managers() []string {
 	return sortedKeys(v.Nodes, func(n Node) bool { return n.Kind == Manager })

@@ -112,20 +112,19 @@ func (h *Handler) fence(ctx context.Context) error {
 // slot.
 func (h *Handler) follow(ctx context.Context, o cluster.Observation) error {
 	l := o.View.Leader
-	if !l.Held || l.Epoch != o.View.NextMaster.Epoch || h.upstreamIs(l.Epoch) || o.Running != cluster.Yes {
+	if !l.Held || l.Epoch != o.View.NextMaster.Epoch || o.Running != cluster.Yes {
 		return nil
 	}
 	h.moving.Lock()
 	defer h.moving.Unlock()
-	switch _, d, db := h.snapshot(); {
-	case l.Epoch < d.Promise:
+	if _, d, _ := h.snapshot(); l.Ready && l.Epoch == d.MadeFor && o.View.SyncMode() != cluster.Async {
+		return h.confirmMade()
+	}
+	if h.upstreamIs(l.Epoch) {
 		return nil
-	case d.Made > db.Position.Timeline, d.Made > 0 && l.Serves() && !doubled(l, d, db): // not made after all, or not in the way
-		if err := h.confirmMade(); err != nil {
-			return err
-		}
-	case d.Made > 0: // until it is known which timeline the other one makes
-		return nil
+	}
+	if may, err := h.mayFollow(ctx, o.View); err != nil || !may {
+		return err
 	}
 	if err := h.Replication.Follow(ctx, o.View.Nodes[l.Node]); err != nil {
 		return err
@@ -137,6 +136,41 @@ func (h *Handler) follow(ctx context.Context, o cluster.Observation) error {
 	h.setUpstream(l.Epoch)
 	h.Log.Info("following", "upstream", l.Node, "epoch", l.Epoch)
 	return nil
+}
+
+// mayFollow says whether the leader's WAL may be taken, which is not so after a
+// promise to a later epoch, nor while this node may be on a timeline that the
+// leader makes anew. That later leaders may know nothing of its timeline is written
+// down before its WAL is taken: until it has opened to clients, and for good in
+// sync_mode async. The caller holds moving.
+func (h *Handler) mayFollow(ctx context.Context, v cluster.View) (bool, error) {
+	l := v.Leader
+	_, d, db := h.snapshot()
+	if l.Epoch < d.Promise {
+		return false, nil
+	}
+	if d.Made > 0 && d.MadeFor != l.Epoch {
+		var err error
+		if db.Position, err = h.Replication.Detach(ctx); err != nil {
+			return false, err
+		}
+		if d.Made <= db.Position.Timeline && (!l.Serves() || doubled(l, d, db)) {
+			return false, nil // until it is known which timeline l makes; then it is mended
+		}
+		if err := h.confirmMade(); err != nil {
+			return false, err
+		}
+	}
+	made := l.Timeline
+	if !l.Ready {
+		made = db.Position.Timeline + 1
+	} else if v.SyncMode() != cluster.Async {
+		return true, nil
+	}
+	h.mu.Lock()
+	h.durable.Made, h.durable.MadeFor = made, l.Epoch
+	h.mu.Unlock()
+	return true, h.keep()
 }
 
 // rejoin mends the data directory from the active: by rewinding it where it has

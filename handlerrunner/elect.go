@@ -88,6 +88,9 @@ func (h *Handler) answer(ctx context.Context, promise cluster.Epoch) (cluster.An
 		return a, fmt.Errorf("detach for epoch %d: %w", promise, err)
 	}
 	a.Position = pos
+	if _, d, _ := h.snapshot(); d.Made > 0 && pos.Timeline >= d.Made {
+		a.MadeFor = d.MadeFor
+	}
 	if a.History, err = h.Replication.History(ctx, pos.Timeline); err != nil {
 		return a, fmt.Errorf("detach for epoch %d: %w", promise, err)
 	}

@@ -51,9 +51,11 @@ type durable struct {
 	Tried     cluster.Epoch `json:"tried"`   // the latest epoch for which it took the lock
 	Session   string        `json:"session"` // that holds, or held, the lock
 
-	// Made is the timeline that a promotion was to make for Tried, until the
-	// sync set of that epoch is published: see doubled.
-	Made cluster.Timeline `json:"made,omitempty"`
+	// Made is the timeline that a promotion was to make for the epoch MadeFor,
+	// here or on the node that was followed, until that node has opened to
+	// clients: see doubled.
+	Made    cluster.Timeline `json:"made,omitempty"`
+	MadeFor cluster.Epoch    `json:"made_for,omitempty"`
 }
 
 // tick is how often a node looks around where nothing wakes it.
@@ -145,11 +147,13 @@ func (h *Handler) resume(ctx context.Context) {
 	d := h.durable
 	if d.State == cluster.Active {
 		asked := time.Now()
-		lease, err := h.Locks.Adopt(ctx, d.Session)
-		for err != nil && !errors.Is(err, ErrSessionGone) && time.Since(asked) < leaseTTL && ctx.Err() == nil {
-			_ = sleep(ctx, leaseTTL/10) // the agent may have been restarted, too
-			lease, err = h.Locks.Adopt(ctx, d.Session)
+		try, cancel := context.WithTimeout(ctx, leaseTTL) // it may be open without a lease
+		lease, err := h.Locks.Adopt(try, d.Session)
+		for err != nil && !errors.Is(err, ErrSessionGone) && try.Err() == nil {
+			_ = sleep(try, leaseTTL/10) // the agent may have been restarted, too
+			lease, err = h.Locks.Adopt(try, d.Session)
 		}
+		cancel()
 		if err == nil {
 			h.tenure.begin(lease, d.Tried, asked, h.ttl())
 			h.Log.Info("leader session adopted", "epoch", d.Tried, "session", d.Session)
@@ -271,7 +275,7 @@ func (h *Handler) setUpstream(e cluster.Epoch) {
 func (h *Handler) confirmMade() error {
 	h.mu.Lock()
 	made := h.durable.Made
-	h.durable.Made = 0
+	h.durable.Made, h.durable.MadeFor = 0, 0
 	h.mu.Unlock()
 	if made == 0 {
 		return nil

@@ -60,7 +60,7 @@ func (h *Handler) maintain(ctx context.Context, o cluster.Observation) error {
 	if db.Primary != cluster.Yes || published.Epoch != o.LeaseEpoch {
 		return nil
 	}
-	mode := cluster.SyncMode(o.View.Options("").Get("sync_mode"))
+	mode := o.View.SyncMode()
 	standbys := h.roster.update(time.Now(), db, published.Members, o.View.Options("").Stretch(dropAfter))
 	standbys = slices.DeleteFunc(standbys, func(n string) bool { return !slices.Contains(others, n) })
 	if mode == cluster.Strict {

@@ -36,7 +36,7 @@ func (h *Handler) promote(ctx context.Context) error {
 	if err := h.Replication.Slots(ctx, others); err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
-	mode := cluster.SyncMode(view.Options("").Get("sync_mode"))
+	mode := view.SyncMode()
 	want := cluster.Desired(mode, len(view.Managers()), others)
 	var lease Lease
 	ready, both := errgroup.WithContext(ctx)
@@ -73,9 +73,11 @@ func (h *Handler) promote(ctx context.Context) error {
 	if err := lease.Update(ctx, open); err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
-	h.moving.Lock()
-	_ = h.confirmMade() // keep has logged it; what stays on disk costs a returning node some time
-	h.moving.Unlock()
+	if mode != cluster.Async {
+		h.moving.Lock()
+		_ = h.confirmMade() // keep has logged it; what stays on disk costs a returning node some time
+		h.moving.Unlock()
+	}
 	// Without it a former active that is rewound now would see the old
 	// timeline in the control file (trap 19).
 	return h.Checkpoint(ctx)
@@ -110,7 +112,7 @@ func (h *Handler) takeLock(ctx context.Context, epoch cluster.Epoch) (Lease, err
 	h.moving.Lock()
 	h.mu.Lock()
 	h.durable.Tried, h.durable.Session = epoch, lease.ID()
-	h.durable.Made = h.db.Position.Timeline + 1
+	h.durable.Made, h.durable.MadeFor = h.db.Position.Timeline+1, epoch
 	h.mu.Unlock()
 	err = h.keep()
 	h.moving.Unlock()

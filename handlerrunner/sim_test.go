@@ -100,10 +100,10 @@ func (s *simulation) tell(node, format string, args ...any) {
 
 // violate ends the seed: something that must always hold does not.
 func (s *simulation) violate(format string, args ...any) {
-	s.tell("", "VIOLATION: "+format, args...)
-	s.telling.Lock()
-	defer s.telling.Unlock()
-	if s.broken == "" {
+	if s.failed() == "" {
+		s.tell("", "VIOLATION: "+format, args...)
+		s.telling.Lock()
+		defer s.telling.Unlock()
 		s.broken = fmt.Sprintf(format, args...)
 	}
 }

@@ -17,8 +17,12 @@ type streams struct {
 	stopping bool               // clients are gone, standbys get the rest
 }
 
-// commit is a transaction, and the number of records that hold it.
-type commit struct{ id, end int }
+// commit is a transaction, the number of records that hold it, and the latest
+// epoch in which somebody had acknowledged when it began.
+type commit struct {
+	id, end int
+	after   cluster.Epoch
+}
 
 // stream is a replication connection. Both sides notice its end by themselves.
 type stream struct {
@@ -131,7 +135,7 @@ func (s *simulation) serve(p *fakePG) {
 		s.commits++
 		p.wal = append(p.wal, s.commits)
 		p.unflushed++
-		p.waiting = append(p.waiting, commit{s.commits, len(p.wal)})
+		p.waiting = append(p.waiting, commit{s.commits, len(p.wal), s.acking})
 	}
 	for len(p.waiting) > 0 && p.confirmed(p.waiting[0]) {
 		s.acknowledged(p, p.waiting[0])
