@@ -21,9 +21,9 @@ type Answer struct {
 	Files    Tri      `json:"files"`             // it has every file of the last active
 	Seen     LSN      `json:"seen,omitempty"`    // end of the last active's WAL, as far as it was told
 
-	// MadeFor is the epoch of the promotion that made its timeline, if it is
-	// not known here that the node opened to clients on it; else zero.
-	MadeFor Epoch `json:"made_for,omitempty"`
+	// Line is the epoch of the promotion that made its timeline, unless that
+	// node is known to have opened to clients on it; then zero.
+	Line Epoch `json:"line,omitempty"`
 }
 
 // Ballot is everything that an election looks at.
@@ -168,8 +168,8 @@ func unsound(b Ballot, a Answer) string {
 		return fmt.Sprintf("it promised epoch %d, not %d", a.Epoch, b.Epoch)
 	case a.Complete != Yes:
 		return "its data directory is not a whole copy"
-	case a.MadeFor > 0 && b.View.Leader.Epoch > a.MadeFor && b.View.Leader.Timeline > 0 && a.Position.Timeline >= b.View.Leader.Timeline:
-		return fmt.Sprintf("its timeline %d is that of a promotion for epoch %d which broke off", a.Position.Timeline, a.MadeFor)
+	case a.Line > 0 && a.Line < b.View.Sync.Epoch && b.View.SyncMode() != Async:
+		return fmt.Sprintf("its timeline %d is that of a promotion for epoch %d which broke off", a.Position.Timeline, a.Line)
 	case b.View.Info != nil && a.SystemID != b.View.Info.SystemID:
 		return "its database is another one, with system identifier " + a.SystemID
 	}

@@ -147,6 +147,7 @@ type Leader struct {
 	Ready    bool     `json:"ready"` // open to clients
 	Timeline Timeline `json:"timeline"`
 	Yields   bool     `json:"yields,omitempty"` // it hands over, and holds the election itself
+	Knows    []Epoch  `json:"knows,omitempty"`  // promotions that broke off, or may have, on whose timelines it is
 	Held     bool     `json:"-"`
 	Session  string   `json:"-"` // id of the Consul session that holds it
 }

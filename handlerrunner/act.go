@@ -117,9 +117,6 @@ func (h *Handler) follow(ctx context.Context, o cluster.Observation) error {
 	}
 	h.moving.Lock()
 	defer h.moving.Unlock()
-	if _, d, _ := h.snapshot(); l.Ready && l.Epoch == d.MadeFor && o.View.SyncMode() != cluster.Async {
-		return h.confirmMade()
-	}
 	if h.upstreamIs(l.Epoch) {
 		return nil
 	}
@@ -139,38 +136,30 @@ func (h *Handler) follow(ctx context.Context, o cluster.Observation) error {
 }
 
 // mayFollow says whether the leader's WAL may be taken, which is not so after a
-// promise to a later epoch, nor while this node may be on a timeline that the
-// leader makes anew. That later leaders may know nothing of its timeline is written
-// down before its WAL is taken: until it has opened to clients, and for good in
-// sync_mode async. The caller holds moving.
+// promise to a later epoch, nor by a node on a line that the leader does not know:
+// that one is mended. The caller holds moving.
 func (h *Handler) mayFollow(ctx context.Context, v cluster.View) (bool, error) {
 	l := v.Leader
 	_, d, db := h.snapshot()
 	if l.Epoch < d.Promise {
 		return false, nil
 	}
-	if d.Made > 0 && d.MadeFor != l.Epoch {
+	if len(d.Lines) > 0 && d.Lines[len(d.Lines)-1].Epoch != l.Epoch {
 		var err error
-		if db.Position, err = h.Replication.Detach(ctx); err != nil {
+		if db.Position, err = h.Replication.Detach(ctx); err != nil { // else WAL may still come in
 			return false, err
 		}
-		if d.Made <= db.Position.Timeline && (!l.Serves() || doubled(l, d, db)) {
-			return false, nil // until it is known which timeline l makes; then it is mended
-		}
-		if err := h.confirmMade(); err != nil {
-			return false, err
+		if doubled(l, d, db) {
+			return false, nil
 		}
 	}
-	made := l.Timeline
-	if !l.Ready {
-		made = db.Position.Timeline + 1
-	} else if v.SyncMode() != cluster.Async {
-		return true, nil
+	switch {
+	case !l.Ready:
+		return true, h.embark(db.Position.Timeline+1, l)
+	case v.SyncMode() == cluster.Async:
+		return true, h.embark(l.Timeline, l)
 	}
-	h.mu.Lock()
-	h.durable.Made, h.durable.MadeFor = made, l.Epoch
-	h.mu.Unlock()
-	return true, h.keep()
+	return true, h.clearLines()
 }
 
 // rejoin mends the data directory from the active: by rewinding it where it has
@@ -214,7 +203,7 @@ func (h *Handler) settle(ctx context.Context, epoch cluster.Epoch) error {
 	h.moving.Lock()
 	defer h.moving.Unlock()
 	h.setUpstream(0)
-	if err := h.confirmMade(); err != nil {
+	if err := h.clearLines(); err != nil {
 		return err
 	}
 	if _, d, _ := h.snapshot(); d.Promise <= epoch {

@@ -51,11 +51,9 @@ type durable struct {
 	Tried     cluster.Epoch `json:"tried"`   // the latest epoch for which it took the lock
 	Session   string        `json:"session"` // that holds, or held, the lock
 
-	// Made is the timeline that a promotion was to make for the epoch MadeFor,
-	// here or on the node that was followed, until that node has opened to
-	// clients: see doubled.
-	Made    cluster.Timeline `json:"made,omitempty"`
-	MadeFor cluster.Epoch    `json:"made_for,omitempty"`
+	// Lines are the timelines of promotions, here or on a node that was
+	// followed, that other nodes may know nothing of: see line. Oldest first.
+	Lines []line `json:"lines,omitempty"`
 }
 
 // tick is how often a node looks around where nothing wakes it.
@@ -195,6 +193,7 @@ func (h *Handler) see(v cluster.View, ok bool) {
 // step is one round of observe, decide, act.
 func (h *Handler) step(ctx context.Context) {
 	h.redeem()
+	h.confirm()
 	o := h.observe(ctx)
 	d := cluster.Decide(o)
 	if d.To != o.State {
@@ -269,18 +268,6 @@ func (h *Handler) setUpstream(e cluster.Epoch) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.followed = e
-}
-
-// confirmMade forgets an unconfirmed timeline. The caller holds moving.
-func (h *Handler) confirmMade() error {
-	h.mu.Lock()
-	made := h.durable.Made
-	h.durable.Made, h.durable.MadeFor = 0, 0
-	h.mu.Unlock()
-	if made == 0 {
-		return nil
-	}
-	return h.keep()
 }
 
 func (h *Handler) followedEpoch() cluster.Epoch {

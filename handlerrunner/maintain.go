@@ -92,7 +92,7 @@ func (h *Handler) reopen(ctx context.Context, o cluster.Observation) error {
 	if l.Ready || !l.Held || l.Node != h.Node || l.Epoch != o.LeaseEpoch || lease == nil {
 		return nil
 	}
-	return lease.Update(ctx, cluster.Leader{Node: h.Node, Epoch: l.Epoch, Ready: true, Timeline: l.Timeline})
+	return lease.Update(ctx, cluster.Leader{Node: h.Node, Epoch: l.Epoch, Ready: true, Timeline: l.Timeline, Knows: l.Knows})
 }
 
 // caughtUp says whether k of the wanted members hold everything from before the

@@ -93,14 +93,6 @@ func (h *Handler) diverged(ctx context.Context, o cluster.Observation, db Databa
 	return cluster.TriOf(!t.history.Contains(t.timeline, db.Position))
 }
 
-// doubled says that this node is on a timeline of a promotion which broke off, its
-// own or that of a node which it followed, and that the active of a later epoch,
-// knowing nothing of it, has made one of the same number. PostgreSQL cannot tell the two apart; timelines
-// of a later epoch that do know of it have a greater number.
-func doubled(l cluster.Leader, d durable, db Database) bool {
-	return d.Made > 0 && l.Epoch > d.MadeFor && db.Position.Timeline >= d.Made && l.Timeline <= db.Position.Timeline
-}
-
 // stranded says that a standby has been without its active for so long that the
 // WAL it needs must be taken for gone.
 func (h *Handler) stranded(now time.Time, o cluster.Observation, db Database) cluster.Tri {

@@ -28,8 +28,9 @@ func (h *Handler) promote(ctx context.Context) error {
 	h.mu.Lock()
 	h.attempt = cluster.Unknown
 	h.mu.Unlock()
-	view, _, _ := h.snapshot()
+	view, d, db := h.snapshot()
 	epoch := view.NextMaster.Epoch
+	leader := cluster.Leader{Node: h.Node, Epoch: epoch, Knows: d.on(db.Position.Timeline)}
 	ctx, cancel := context.WithTimeout(ctx, view.Options(h.Node).Stretch(promoteWithin))
 	defer cancel()
 	others := h.others(view)
@@ -41,7 +42,7 @@ func (h *Handler) promote(ctx context.Context) error {
 	var lease Lease
 	ready, both := errgroup.WithContext(ctx)
 	ready.Go(func() (err error) {
-		lease, err = h.takeLock(both, epoch)
+		lease, err = h.takeLock(both, leader)
 		return err
 	})
 	ready.Go(func() error {
@@ -58,7 +59,8 @@ func (h *Handler) promote(ctx context.Context) error {
 		return fmt.Errorf("promote: %w", err)
 	}
 	h.Journal.Write("promoted", epoch, fmt.Sprintf("%s ended recovery at %s", h.Node, start), start)
-	quorum, err := h.gather(ctx, mode, want, start)
+	leader.Timeline = start.Timeline
+	quorum, err := h.gather(ctx, mode, want, start, func() error { return h.offer(ctx, lease, leader) })
 	if err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
@@ -69,14 +71,9 @@ func (h *Handler) promote(ctx context.Context) error {
 		return fmt.Errorf("promote: %w", err)
 	}
 	h.Journal.Write("writable", epoch, fmt.Sprintf("%s accepts writes, confirmed by %s", h.Node, quorum), quorum)
-	open := cluster.Leader{Node: h.Node, Epoch: epoch, Ready: true, Timeline: start.Timeline}
-	if err := lease.Update(ctx, open); err != nil {
+	leader.Ready = true
+	if err := lease.Update(ctx, leader); err != nil {
 		return fmt.Errorf("promote: %w", err)
-	}
-	if mode != cluster.Async {
-		h.moving.Lock()
-		_ = h.confirmMade() // keep has logged it; what stays on disk costs a returning node some time
-		h.moving.Unlock()
 	}
 	// Without it a former active that is rewound now would see the old
 	// timeline in the control file (trap 19).
@@ -102,28 +99,29 @@ func (h *Handler) others(view cluster.View) []string {
 
 // takeLock takes the leader lock and starts the lease. An epoch is tried once:
 // that it was, is written down first.
-func (h *Handler) takeLock(ctx context.Context, epoch cluster.Epoch) (Lease, error) {
+func (h *Handler) takeLock(ctx context.Context, l cluster.Leader) (Lease, error) {
 	asked := time.Now()
-	lease, err := h.Locks.Acquire(ctx, cluster.Leader{Node: h.Node, Epoch: epoch}, h.ttl())
+	lease, err := h.Locks.Acquire(ctx, l, h.ttl())
 	if err != nil {
 		return nil, err
 	}
-	h.tenure.begin(lease, epoch, asked, h.ttl())
+	h.tenure.begin(lease, l.Epoch, asked, h.ttl())
 	h.moving.Lock()
 	h.mu.Lock()
-	h.durable.Tried, h.durable.Session = epoch, lease.ID()
-	h.durable.Made, h.durable.MadeFor = h.db.Position.Timeline+1, epoch
+	h.durable.Tried, h.durable.Session = l.Epoch, lease.ID()
+	tl := h.db.Position.Timeline
 	h.mu.Unlock()
-	err = h.keep()
+	err = h.embark(tl+1, l)
 	h.moving.Unlock()
-	h.Journal.Write("lock", epoch, h.Node+" holds the leader lock", nil)
+	h.Journal.Write("lock", l.Epoch, h.Node+" holds the leader lock", nil)
 	return lease, err
 }
 
 // gather waits until enough standbys have everything up to the new timeline,
 // and returns the quorum that PostgreSQL then waits for. With sync_mode
-// available it settles for those there are when its time is over.
-func (h *Handler) gather(ctx context.Context, mode cluster.SyncMode, want cluster.Quorum, start cluster.Position) (cluster.Quorum, error) {
+// available it settles for those there are when its time is over, with strict it
+// offers to mend them.
+func (h *Handler) gather(ctx context.Context, mode cluster.SyncMode, want cluster.Quorum, start cluster.Position, offer func() error) (cluster.Quorum, error) {
 	deadline := time.Now().Add(h.options().Stretch(gatherWithin))
 	offered := false
 	for want.K > 0 {
@@ -131,10 +129,10 @@ func (h *Handler) gather(ctx context.Context, mode cluster.SyncMode, want cluste
 		if err != nil {
 			return want, err
 		}
-		there := flushed(db, start.LSN)
+		there := flushed(db, start.LSN+1) // some of the new timeline: see line
 		late := !time.Now().Before(deadline)
 		if len(there) < want.K && late && mode == cluster.Strict && !offered {
-			if err := h.offer(ctx, start.Timeline); err != nil {
+			if err := offer(); err != nil {
 				return want, err
 			}
 			offered = true
@@ -157,16 +155,11 @@ func (h *Handler) gather(ctx context.Context, mode cluster.SyncMode, want cluste
 // offer lets others be mended from this node before it is open to clients. With
 // sync_mode strict it opens only when standbys have caught up, and those there
 // are may all have forked WAL.
-func (h *Handler) offer(ctx context.Context, tl cluster.Timeline) error {
+func (h *Handler) offer(ctx context.Context, lease Lease, l cluster.Leader) error {
 	if err := h.Checkpoint(ctx); err != nil { // trap 19
 		return err
 	}
-	lease := h.tenure.held()
-	if lease == nil {
-		return errMoved
-	}
-	_, d, _ := h.snapshot()
-	return lease.Update(ctx, cluster.Leader{Node: h.Node, Epoch: d.Tried, Timeline: tl})
+	return lease.Update(ctx, l)
 }
 
 // flushed names the standbys that have durably received up to lsn, sorted.
