@@ -137,6 +137,9 @@ func (s *fakeStore) Watch(ctx context.Context, see func(cluster.View, bool)) err
 		changed, index := s.h.w.reg.changed, s.h.w.reg.index
 		s.h.w.mu.Unlock()
 		v, err := s.View(ctx)
+		if s.h.lag > 0 {
+			_ = sleep(ctx, s.h.lag)
+		}
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}

@@ -2,6 +2,7 @@ package handlerrunner
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
@@ -56,19 +57,30 @@ func (h *Handler) maintain(ctx context.Context, o cluster.Observation) error {
 	if err := h.reopen(ctx, o); err != nil {
 		return err
 	}
-	published := o.View.Sync
-	if db.Primary != cluster.Yes || published.Epoch != o.LeaseEpoch {
+	view := o.View
+	if db.Primary != cluster.Yes || view.Sync.Epoch != o.LeaseEpoch {
 		return nil
 	}
-	mode := o.View.SyncMode()
-	standbys := h.roster.update(time.Now(), db, published.Members, o.View.Options("").Stretch(dropAfter))
+	mode := view.SyncMode()
+	standbys := h.roster.update(time.Now(), db, view.Sync.Members, o.View.Options("").Stretch(dropAfter))
 	standbys = slices.DeleteFunc(standbys, func(n string) bool { return !slices.Contains(others, n) })
 	if mode == cluster.Strict {
 		standbys = others
 	}
 	want := cluster.Desired(mode, len(o.View.Managers()), standbys)
-	step := cluster.PlanSync(published, db.InEffect, want, h.caughtUp(db, want))
-	switch {
+	caught := h.caughtUp(db, want)
+	step := cluster.PlanSync(view.Sync, db.InEffect, want, caught)
+	if step.Apply == nil && step.Publish == nil {
+		return nil
+	}
+	// What was published last may not have come back by the watch yet.
+	view, err := h.Store.View(ctx)
+	if err != nil {
+		return fmt.Errorf("change the sync set: %w", err)
+	}
+	switch step = cluster.PlanSync(view.Sync, db.InEffect, want, caught); {
+	case view.Sync.Epoch != o.LeaseEpoch:
+		return errMoved
 	case step.Apply != nil:
 		h.Log.Info("quorum", "want", step.Apply.String(), "reason", step.Reason)
 		if err := h.Postgres.SetQuorum(ctx, *step.Apply); err != nil {
@@ -77,7 +89,7 @@ func (h *Handler) maintain(ctx context.Context, o cluster.Observation) error {
 		h.changed = 0
 		h.wake()
 	case step.Publish != nil:
-		if err := h.publish(ctx, *step.Publish); err != nil {
+		if err := h.publish(ctx, view, *step.Publish); err != nil {
 			return err
 		}
 		h.wake()

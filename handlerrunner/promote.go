@@ -64,7 +64,10 @@ func (h *Handler) promote(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
-	if err := h.publish(ctx, cluster.SyncSet{Epoch: epoch, Leader: h.Node, Members: quorum.Members, K: quorum.K}); err != nil {
+	if view, err = h.Store.View(ctx); err != nil {
+		return fmt.Errorf("promote: %w", err)
+	}
+	if err := h.publish(ctx, view, cluster.SyncSet{Epoch: epoch, Leader: h.Node, Members: quorum.Members, K: quorum.K}); err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
 	if err := h.Postgres.Gate(ctx, true); err != nil {
@@ -185,12 +188,8 @@ func sleep(ctx context.Context, d time.Duration) error {
 
 var errMoved = errors.New("the sync key was changed by another node, or the lock is lost")
 
-// publish writes the sync key.
-func (h *Handler) publish(ctx context.Context, s cluster.SyncSet) error {
-	view, err := h.Store.View(ctx)
-	if err != nil {
-		return fmt.Errorf("publish the sync set: %w", err)
-	}
+// publish writes the sync key, if it is as in view still.
+func (h *Handler) publish(ctx context.Context, view cluster.View, s cluster.SyncSet) error {
 	lease := h.tenure.held()
 	if lease == nil {
 		return fmt.Errorf("publish the sync set: %w", errMoved)

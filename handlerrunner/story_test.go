@@ -249,6 +249,10 @@ var quick = map[string]func(*world, *host, []string) error{
 		h.pg.failPromotes, err = strconv.Atoi(args[0])
 		return err
 	},
+	"lag": func(_ *world, h *host, args []string) (err error) {
+		h.lag, err = time.ParseDuration(args[0])
+		return err
+	},
 	"checkpoints": func(_ *world, h *host, args []string) (err error) {
 		h.pg.checkpoints, err = time.ParseDuration(args[0])
 		return err

@@ -67,6 +67,7 @@ type host struct {
 	thaw     chan struct{} // not nil: everything on it stands still until it is closed
 	isolated bool          // its network is gone
 	mute     bool          // it cannot reach the registry
+	lag      time.Duration // between a change in the registry and its view of it
 
 	handler *Handler
 	stop    context.CancelFunc // of the handler
