@@ -19,50 +19,63 @@ type fault struct {
 	begin  func(s *simulation, h *host, d *dice) (end func())
 }
 
-var faults = []fault{
-	{"power", 12, func(s *simulation, h *host, _ *dice) func() { s.cutPower(h); return func() { s.powerOn(h) } }},
-	{"handler killed", 8, func(s *simulation, h *host, _ *dice) func() { s.kill(h); return func() { s.powerOn(h) } }},
-	{"PostgreSQL killed", 8, func(s *simulation, h *host, _ *dice) func() { h.pg.stop(false); return nil }},
-	{"freeze", 12, func(s *simulation, h *host, _ *dice) func() { return s.freeze(h) }},
-	{"handler freezes", 8, func(s *simulation, h *host, _ *dice) func() { return s.nap(h) }},
-	{"cut to one", 8, func(s *simulation, h *host, d *dice) func() {
-		return s.cut(link{h.name, s.names[d.below(len(s.names))]})
-	}},
-	{"cut between two", 5, func(s *simulation, h *host, d *dice) func() {
-		other := s.names[d.below(len(s.names))]
-		return s.cut(link{h.name, other}, link{other, h.name})
-	}},
-	{"isolated", 8, func(s *simulation, h *host, _ *dice) func() { return s.isolate(h.name, true, true) }},
-	{"sends nothing", 4, func(s *simulation, h *host, _ *dice) func() { return s.isolate(h.name, true, false) }},
-	{"hears nothing", 4, func(s *simulation, h *host, _ *dice) func() { return s.isolate(h.name, false, true) }},
-	{"cut from the registry", 8, func(s *simulation, h *host, _ *dice) func() {
-		return s.cut(link{h.name, consul}, link{consul, h.name})
-	}},
-	{"replies of the registry are lost", 4, func(s *simulation, h *host, _ *dice) func() { return s.cut(link{consul, h.name}) }},
-	{"bad network", 8, func(s *simulation, _ *host, d *dice) func() {
-		s.loss += 0.2
-		return func() { s.loss = max(0, s.loss-0.2) }
-	}},
-	{"registry down", 6, func(s *simulation, _ *host, _ *dice) func() { s.registryDown(); return s.registryUp }},
-	{"session dropped", 5, func(s *simulation, _ *host, _ *dice) func() { s.reg.drop(s.reg.view.Leader.Session); return nil }},
-	{"unit broken", 3, func(s *simulation, h *host, _ *dice) func() { return s.breakUnit(h, alwaysUnit) }},
-	{"PostgreSQL does not stop", 5, func(s *simulation, h *host, _ *dice) func() { return s.breakUnit(h, pgUnit) }},
-	{"slow disk", 5, func(s *simulation, h *host, _ *dice) func() {
-		s.slow[h.name] = true
-		return func() { s.slow[h.name] = false }
-	}},
-	{"state cannot be written", 4, func(s *simulation, h *host, _ *dice) func() { return s.refuseState(h) }},
-	{"promotion fails", 4, func(s *simulation, h *host, d *dice) func() { h.pg.failPromotes += 1 + d.below(2); return nil }},
-	{"rewind fails", 3, func(s *simulation, h *host, _ *dice) func() { h.pg.failRewinds++; return nil }},
-	{"clone fails", 3, func(s *simulation, h *host, _ *dice) func() { h.pg.failClones++; return nil }},
-	{"clock jumps", 3, func(s *simulation, h *host, _ *dice) func() { // what is dated is too old, or from the future
-		s.blind[h.name] = true
-		return func() { s.blind[h.name] = false }
-	}},
-	{"hand-over", 8, func(s *simulation, _ *host, d *dice) func() { s.handOver(d); return nil }},
-	{"option", 4, func(s *simulation, h *host, d *dice) func() { return s.setOption(h, d) }},
-	{"removed", 2, func(s *simulation, h *host, _ *dice) func() { s.remove(h); return nil }},
-	{"added", 2, func(s *simulation, _ *host, _ *dice) func() { s.addOne(); return nil }},
+func faults() []fault {
+	return []fault{
+		{"power", 12, func(s *simulation, h *host, _ *dice) func() { s.cutPower(h); return func() { s.powerOn(h) } }},
+		{"handler killed", 8, func(s *simulation, h *host, _ *dice) func() { s.kill(h); return func() { s.powerOn(h) } }},
+		{"PostgreSQL killed", 8, func(s *simulation, h *host, _ *dice) func() { h.pg.stop(false); return nil }},
+		{"freeze", 12, func(s *simulation, h *host, _ *dice) func() { return s.freeze(h) }},
+		{"handler freezes", 8, func(s *simulation, h *host, _ *dice) func() { return s.nap(h) }},
+		{"cut to one", 8, func(s *simulation, h *host, d *dice) func() {
+			return s.cut(link{h.name, s.names[d.below(len(s.names))]})
+		}},
+		{"cut between two", 5, func(s *simulation, h *host, d *dice) func() {
+			other := s.names[d.below(len(s.names))]
+			return s.cut(link{h.name, other}, link{other, h.name})
+		}},
+		{"isolated", 8, func(s *simulation, h *host, _ *dice) func() { return s.isolate(h.name, true, true) }},
+		{"sends nothing", 4, func(s *simulation, h *host, _ *dice) func() { return s.isolate(h.name, true, false) }},
+		{"hears nothing", 4, func(s *simulation, h *host, _ *dice) func() { return s.isolate(h.name, false, true) }},
+		{"cut from the registry", 8, func(s *simulation, h *host, _ *dice) func() {
+			return s.cut(link{h.name, consul}, link{consul, h.name})
+		}},
+		{"replies of the registry are lost", 4, func(s *simulation, h *host, _ *dice) func() { return s.cut(link{consul, h.name}) }},
+		{"bad network", 8, func(s *simulation, _ *host, d *dice) func() {
+			s.loss += 0.2
+			return func() { s.loss = max(0, s.loss-0.2) }
+		}},
+		{"registry down", 6, func(s *simulation, _ *host, _ *dice) func() { s.registryDown(); return s.registryUp }},
+		{"session dropped", 5, func(s *simulation, _ *host, _ *dice) func() { s.reg.drop(s.reg.view.Leader.Session); return nil }},
+		{"unit broken", 3, func(s *simulation, h *host, _ *dice) func() { return s.breakUnit(h, alwaysUnit) }},
+		{"PostgreSQL does not stop", 5, func(s *simulation, h *host, _ *dice) func() { return s.breakUnit(h, pgUnit) }},
+		{"slow disk", 5, func(s *simulation, h *host, _ *dice) func() {
+			s.slow[h.name] = true
+			return func() { s.slow[h.name] = false }
+		}},
+		{"state cannot be written", 4, func(s *simulation, h *host, _ *dice) func() { return s.refuseState(h) }},
+		{"promotion fails", 4, func(s *simulation, h *host, d *dice) func() { h.pg.failPromotes += 1 + d.below(2); return nil }},
+		{"rewind fails", 3, func(s *simulation, h *host, _ *dice) func() { h.pg.failRewinds++; return nil }},
+		{"clone fails", 3, func(s *simulation, h *host, _ *dice) func() { h.pg.failClones++; return nil }},
+		{"clock jumps", 3, func(s *simulation, h *host, _ *dice) func() { // what is dated is too old, or from the future
+			s.blind[h.name] = true
+			return func() { s.blind[h.name] = false }
+		}},
+		{"one standby is away, the others are slow", 3, func(s *simulation, h *host, _ *dice) func() { return s.dwindle(h) }},
+		{"handler freezes, another hears nothing of it", 3, func(s *simulation, h *host, d *dice) func() {
+			other := s.names[d.below(len(s.names))]
+			wake, heal := s.nap(h), s.cut(link{other, consul}, link{consul, other})
+			return func() {
+				if wake != nil {
+					wake()
+				}
+				heal()
+			}
+		}},
+		{"hand-over", 8, func(s *simulation, _ *host, d *dice) func() { s.handOver(d); return nil }},
+		{"option", 4, func(s *simulation, h *host, d *dice) func() { return s.setOption(h, d) }},
+		{"removed", 2, func(s *simulation, h *host, _ *dice) func() { s.remove(h); return nil }},
+		{"added", 2, func(s *simulation, _ *host, _ *dice) func() { s.addOne(); return nil }},
+	}
 }
 
 // moments are the calls at which a fault may lie in wait.
@@ -84,16 +97,16 @@ type ambush struct {
 
 func pick(d *dice) fault {
 	sum := 0
-	for _, f := range faults {
+	for _, f := range faults() {
 		sum += f.weight
 	}
 	n := d.below(sum)
-	for _, f := range faults {
+	for _, f := range faults() {
 		if n -= f.weight; n < 0 {
 			return f
 		}
 	}
-	return faults[0]
+	return fault{}
 }
 
 // nemesis brings on one fault after the other, and lays ambushes for more.
@@ -154,7 +167,9 @@ func (s *simulation) strike(p *proc, moment string) {
 	if len(s.ambushes) == 0 || p.gone || s.calm {
 		return
 	}
-	i := slices.IndexFunc(s.ambushes, func(a ambush) bool { return a.moment == moment })
+	i := slices.IndexFunc(s.ambushes, func(a ambush) bool {
+		return a.moment == moment && (a.on == "" || a.on == p.name)
+	})
 	if i < 0 {
 		return
 	}
@@ -205,6 +220,25 @@ func (s *simulation) cutPower(h *host) {
 func (s *simulation) powerOn(h *host) {
 	if h.handler == nil && s.ctx.Err() == nil {
 		s.bootLocked(h)
+	}
+}
+
+// dwindle makes the sync set shrink to standbys that have not caught up, and ends
+// the active just when that is published.
+func (s *simulation) dwindle(away *host) func() {
+	active := s.reg.view.Leader.Node
+	if away.name == active || s.hosts[active] == nil {
+		return nil
+	}
+	heal := s.cut(link{away.name, active}, link{active, away.name})
+	for _, name := range s.names {
+		s.slow[name] = name != active && name != away.name
+	}
+	power := slices.IndexFunc(faults(), func(f fault) bool { return f.name == "power" })
+	s.ambushes = append(s.ambushes, ambush{"after SetSync", active, faults()[power], 3 * time.Second})
+	return func() {
+		heal()
+		clear(s.slow)
 	}
 }
 
