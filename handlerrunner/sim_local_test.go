@@ -30,11 +30,12 @@ var (
 // call does something with the server that gives a value.
 func call[T any](ctx context.Context, g simPG, op string, least, most time.Duration, do func(context.Context) (T, error)) (T, error) {
 	var none T
-	if err := g.p.pass(ctx, op, least, most); err != nil {
+	d, err := g.p.pass(ctx, op, least, most)
+	if err != nil {
 		return none, err
 	}
 	v, err := do(ctx)
-	if err := g.p.after(op); err != nil {
+	if err := g.p.after(d, op); err != nil {
 		return none, err
 	}
 	return v, err
@@ -115,7 +116,7 @@ func (g simPG) Final(ctx context.Context) (cluster.Position, error) {
 }
 
 func (g simPG) Rewind(ctx context.Context, source cluster.Node) error {
-	if err := g.p.pass(ctx, "Rewind", 1*ms, 20*ms); err != nil {
+	if _, err := g.p.pass(ctx, "Rewind", 1*ms, 20*ms); err != nil {
 		return err
 	}
 	g.p.s.tell(g.p.name, "rewind from %s begins", source.Name)
@@ -140,27 +141,28 @@ type simUnits struct {
 }
 
 func (u simUnits) Start(ctx context.Context, unit string) error {
-	if err := u.p.pass(ctx, "Start "+unit, 10*ms, 200*ms); err != nil {
+	d, err := u.p.pass(ctx, "Start "+unit, 10*ms, 200*ms)
+	if err != nil {
 		return err
 	}
 	u.p.s.tell(u.p.name, "starts %s", unit)
 	if err := u.fakeUnits.Start(ctx, unit); err != nil {
 		return err
 	}
-	return u.p.after("Start " + unit)
+	return u.p.after(d, "Start "+unit)
 }
 
 func (u simUnits) Stop(ctx context.Context, unit string) error {
-	if err := u.p.pass(ctx, "Stop "+unit, 2*ms, 30*ms); err != nil {
+	d, err := u.p.pass(ctx, "Stop "+unit, 2*ms, 30*ms)
+	if err != nil {
 		return err
 	}
-	var err error
 	if unit == pgUnit {
-		err = u.shutDown(ctx)
+		err = u.shutDown(ctx, d)
 	} else {
 		err = u.fakeUnits.Stop(ctx, unit)
 	}
-	if err := u.p.after("Stop " + unit); err != nil {
+	if err := u.p.after(d, "Stop "+unit); err != nil {
 		return err
 	}
 	return err
@@ -168,7 +170,7 @@ func (u simUnits) Stop(ctx context.Context, unit string) error {
 
 // shutDown is a fast shutdown: no client stays, and the server waits until every
 // standby that is connected has all WAL, or until it is killed.
-func (u simUnits) shutDown(ctx context.Context) error {
+func (u simUnits) shutDown(ctx context.Context, d *dice) error {
 	s, pg := u.p.s, u.h.pg
 	for {
 		s.mu.Lock()
@@ -195,7 +197,7 @@ func (u simUnits) shutDown(ctx context.Context) error {
 		if err := sleep(ctx, 3*ms); err != nil {
 			return err
 		}
-		if err := u.p.awake(); err != nil {
+		if err := u.p.awake(d); err != nil {
 			return err
 		}
 	}
@@ -212,12 +214,13 @@ func (p *fakePG) sent() bool {
 }
 
 func (u simUnits) Kill(ctx context.Context, unit string) error {
-	if err := u.p.pass(ctx, "Kill "+unit, 1*ms, 10*ms); err != nil {
+	d, err := u.p.pass(ctx, "Kill "+unit, 1*ms, 10*ms)
+	if err != nil {
 		return err
 	}
 	u.p.s.tell(u.p.name, "kills %s", unit)
 	if err := u.fakeUnits.Kill(ctx, unit); err != nil {
 		return err
 	}
-	return u.p.after("Kill " + unit)
+	return u.p.after(d, "Kill "+unit)
 }

@@ -40,20 +40,19 @@ func (s *simulation) arrives(d *dice, from, to string) bool {
 // exchange sends a request to another end and waits for its reply, for as long
 // as the caller does. The request is served whether or not anybody waits still,
 // sometimes twice, and the reply has a way of its own.
-func exchange[T any](ctx context.Context, p *proc, to, op string, serve func() (T, error)) (T, error) {
+func exchange[T any](ctx context.Context, p *proc, to, op string, serve func(*dice) (T, error)) (T, error) {
 	type reply struct {
 		value T
 		err   error
 	}
 	var none T
-	if err := p.pass(ctx, op, 20*time.Microsecond, 200*time.Microsecond); err != nil {
+	own, err := p.pass(ctx, op, 20*time.Microsecond, 200*time.Microsecond)
+	if err != nil {
 		return none, err
 	}
 	s := p.s
+	d, back := &dice{own.next()}, &dice{own.next()}
 	s.mu.Lock()
-	d := p.roll("way of " + op)
-	back := *d
-	back.next()
 	twice := s.loss > 0 && d.chance(0.1)
 	s.mu.Unlock()
 	replies := make(chan reply, 1)
@@ -61,11 +60,11 @@ func exchange[T any](ctx context.Context, p *proc, to, op string, serve func() (
 		if !s.arrives(d, p.name, to) {
 			return
 		}
-		v, err := serve()
+		v, err := serve(d)
 		if twice && sleep(s.ctx, d.upTo(2*time.Second)) == nil {
-			_, _ = serve()
+			_, _ = serve(d)
 		}
-		if !errors.Is(err, errSilent) && s.arrives(&back, to, p.name) {
+		if !errors.Is(err, errSilent) && s.arrives(back, to, p.name) {
 			replies <- reply{v, err}
 		}
 	})
@@ -75,7 +74,7 @@ func exchange[T any](ctx context.Context, p *proc, to, op string, serve func() (
 	case <-ctx.Done():
 		got.err = ctx.Err()
 	}
-	if err := p.after(op); err != nil {
+	if err := p.after(own, op); err != nil {
 		return none, err
 	}
 	return got.value, got.err
@@ -92,7 +91,7 @@ var _ Peers = simPeers{}
 // ask lets the handler of another host serve a request. A host that stands still
 // serves it when it goes on.
 func ask[T any](ctx context.Context, p *proc, to, op string, serve func(context.Context, *Handler) (T, error)) (T, error) {
-	return exchange(ctx, p, to, op+" "+to, func() (T, error) {
+	return exchange(ctx, p, to, op+" "+to, func(d *dice) (T, error) {
 		var none T
 		s := p.s
 		s.mu.Lock()
@@ -109,13 +108,13 @@ func ask[T any](ctx context.Context, p *proc, to, op string, serve func(context.
 		case h == nil:
 			return none, errors.New("connection refused")
 		}
-		if other.awake() != nil {
+		if other.awake(d) != nil {
 			return none, errSilent
 		}
 		ctx, cancel := context.WithTimeout(s.ctx, actWithin)
 		defer cancel()
 		v, err := serve(ctx, h)
-		if other.awake() != nil {
+		if other.awake(d) != nil {
 			return none, errSilent
 		}
 		return v, err
@@ -153,7 +152,7 @@ var _ Store = (*simStore)(nil)
 func consult[T any](ctx context.Context, p *proc, op string, serve func() (T, error)) (T, error) {
 	ctx, cancel := context.WithTimeout(ctx, 8*time.Second) // as the client of the registry does
 	defer cancel()
-	return exchange(ctx, p, consul, op, func() (T, error) {
+	return exchange(ctx, p, consul, op, func(*dice) (T, error) {
 		p.s.mu.Lock()
 		down := p.s.reg.down
 		p.s.mu.Unlock()

@@ -108,8 +108,9 @@ func (p *proc) roll(op string) *dice {
 	return diceOf(p.s.seed, p.name+op, uint64(p.run)<<32|p.calls[op])
 }
 
-// awake waits while the host, or its handler, stands still.
-func (p *proc) awake() error {
+// awake waits while the host, or its handler, stands still. When it goes on, not
+// everything does so in the same instant.
+func (p *proc) awake(d *dice) error {
 	for {
 		p.s.mu.Lock()
 		gone, thaw := p.gone, p.thaw
@@ -124,49 +125,50 @@ func (p *proc) awake() error {
 			return nil
 		}
 		<-thaw
+		_ = sleep(p.s.ctx, d.upTo(ms))
 	}
 }
 
 // local is a call of something on this host: it takes its time, and before and
 // after it is done anything may happen. do runs under the world's lock.
 func (p *proc) local(ctx context.Context, op string, least, most time.Duration, do func() error) error {
-	if err := p.pass(ctx, op, least, most); err != nil {
+	d, err := p.pass(ctx, op, least, most)
+	if err != nil {
 		return err
 	}
 	p.s.mu.Lock()
-	err := do()
+	err = do()
 	p.s.mu.Unlock()
-	if err := p.after(op); err != nil {
-		return err
-	}
-	return err
+	return errors.Join(p.after(d, op), err)
 }
 
-// pass is the way to a call; after is the way back.
-func (p *proc) pass(ctx context.Context, op string, least, most time.Duration) error {
+// pass is the way to a call; after is the way back. Both throw the dice of the
+// call.
+func (p *proc) pass(ctx context.Context, op string, least, most time.Duration) (*dice, error) {
 	p.s.mu.Lock()
 	d := p.roll(op)
+	slow := p.s.slow[p.name]
 	p.s.mu.Unlock()
 	took := d.between(least, most)
-	if p.s.slow[p.name] && d.chance(0.3) {
+	if slow && d.chance(0.3) {
 		took *= 10
 	}
 	if err := sleep(ctx, took); err != nil {
-		return errors.Join(err, p.awake())
+		return nil, errors.Join(err, p.awake(d))
 	}
-	if err := p.awake(); err != nil {
-		return err
+	if err := p.awake(d); err != nil {
+		return nil, err
 	}
 	p.s.strike(p, "before "+op)
-	if err := p.awake(); err != nil {
-		return err
+	if err := p.awake(d); err != nil {
+		return nil, err
 	}
-	return ctx.Err()
+	return d, ctx.Err()
 }
 
-func (p *proc) after(op string) error {
+func (p *proc) after(d *dice, op string) error {
 	p.s.strike(p, "after "+op)
-	return p.awake()
+	return p.awake(d)
 }
 
 func (p *proc) verdict() cluster.VerdictReport {

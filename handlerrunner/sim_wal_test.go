@@ -116,6 +116,9 @@ func (s *simulation) pump() {
 				s.receive(h.pg)
 			}
 			s.send(h.pg)
+			if h.pg.stopping && h.pg.sent() { // whoever asked for it may be gone
+				h.pg.stop(true)
+			}
 		}
 		if s.dice.chance(0.5) && !s.reg.down {
 			s.reg.checks()
