@@ -12,10 +12,10 @@ export PATH := $(BIN):$(PATH)
 
 PROGRAMS := understudy check-runner handler-runner consul-watcher file-sync
 
-.PHONY: help setup build test lint vet demo bench chaos clean
+.PHONY: help setup build test lint vet sim sim-mutants demo bench chaos clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install what is missing: Debian packages, and Consul from its Go module
 	@packaging/setup
@@ -24,9 +24,27 @@ build: setup ## the binaries, into bin/
 	@began=$$SECONDS; for p in $(PROGRAMS); do $(BUILD) -o $(BIN)/$$p ./cmd/$$p || exit 1; done; \
 	$(BUILD) -o $(BIN)/notes ./example/notes && echo "built into bin/ ($$((SECONDS-began)) s)"
 
-test: build vet ## all tests, with the race detector; PACKAGES=./config/... for some
+test: build vet ## all tests, with the race detector; PACKAGES=./config/... for some; and the simulator without, on 2,000 seeds of 3 and of 5 nodes
 	@packaging/setup test
 	$(GO) test -tags $(TAGS) -race -timeout 20m $(PACKAGES)
+	@$(MAKE) --no-print-directory sim SEEDS=2000 NODES=3
+	@$(MAKE) --no-print-directory sim SEEDS=2000 NODES=5
+
+FIRST ?= 1
+SEEDS ?= 2000
+NODES ?= 3
+JOBS  ?= $(shell nproc)
+sim: ## play SEEDS=n seeds of NODES=n nodes in the simulator, from FIRST=n on; with SEED=n one, with its history
+	@$(GO) test -c -tags $(TAGS) -o $(BIN)/simulator.test ./handlerrunner
+ifdef SEED
+	@$(BIN)/simulator.test -test.v -test.run '^TestSimulation$$' -sim.tell -sim.nodes $(NODES) -sim.first $(SEED) -sim.seeds 1
+else
+	@packaging/simulate $(BIN)/simulator.test $(JOBS) $(FIRST) $(SEEDS) $(NODES)
+endif
+
+MUTANT_SEEDS ?= 100000
+sim-mutants: ## switch off one safety measure after the other: the simulator must notice
+	$(GO) test -tags $(TAGS) -timeout 12h -run '^TestMutants$$' -sim.mutants $(MUTANT_SEEDS) ./handlerrunner
 
 vet:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'gofmt is not satisfied'; exit 1; }

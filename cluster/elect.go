@@ -21,6 +21,10 @@ type Answer struct {
 	Files    Tri      `json:"files"`             // it has every file of the last active
 	Seen     LSN      `json:"seen,omitempty"`    // end of the last active's WAL, as far as it was told
 
+	// Line is the epoch of the promotion that made its timeline, unless that
+	// node is known to have opened to clients on it; then zero.
+	Line Epoch `json:"line,omitempty"`
+
 	Side *Side      `json:"side,omitempty"`       // its WAL is that of a part that was cut off
 	Last *LastWrite `json:"last_write,omitempty"` // looked for only where there is a Side; nil: not known
 
@@ -74,7 +78,7 @@ func Elect(b Ballot) Outcome {
 	if len(v.sound) == 0 {
 		return v.undecided("no node with a whole copy of the database has answered")
 	}
-	async := SyncMode(b.View.Options("").Get("sync_mode")) == Async
+	async := b.View.SyncMode() == Async
 	if !async && !b.View.Sync.Enough(v.heard) {
 		return v.undecided(missing(b.View.Sync, v.heard))
 	}
@@ -167,6 +171,8 @@ func unsound(b Ballot, a Answer) string {
 		return fmt.Sprintf("it promised epoch %d, not %d", a.Epoch, b.Epoch)
 	case a.Complete != Yes:
 		return "its data directory is not a whole copy"
+	case a.Line > 0 && a.Line < b.View.Sync.Epoch && b.View.SyncMode() != Async:
+		return fmt.Sprintf("its timeline %d is that of a promotion for epoch %d which broke off", a.Position.Timeline, a.Line)
 	case b.View.Info != nil && a.SystemID != b.View.Info.SystemID:
 		return "its database is another one, with system identifier " + a.SystemID
 	}

@@ -155,9 +155,14 @@ type Leader struct {
 	Ready    bool     `json:"ready"` // open to clients
 	Timeline Timeline `json:"timeline"`
 	Yields   bool     `json:"yields,omitempty"` // it hands over, and holds the election itself
+	Knows    []Epoch  `json:"knows,omitempty"`  // promotions that broke off, or may have, on whose timelines it is
 	Held     bool     `json:"-"`
 	Session  string   `json:"-"` // id of the Consul session that holds it
 }
+
+// Serves says that the holder of the lock has promoted, and on which timeline:
+// others may be mended from it. It is open to clients only when it is Ready.
+func (l Leader) Serves() bool { return l.Held && (l.Ready || l.Timeline > 0 && !l.Yields) }
 
 // Tombstone is the value of removed/NAME.
 type Tombstone struct {
@@ -192,6 +197,9 @@ func (v View) Options(node string) Options {
 
 // Paused says whether the cluster is paused.
 func (v View) Paused() bool { return v.Info != nil && v.Info.Paused != nil }
+
+// SyncMode is the sync mode in force.
+func (v View) SyncMode() SyncMode { return SyncMode(v.Options("").Get("sync_mode")) }
 
 // Managers returns the names of the members that can be active, in order.
 func (v View) Managers() []string {

@@ -129,11 +129,11 @@ func (o Observation) vacant() bool {
 	return o.LockFree() && named > 0 && !o.invited() && (named == o.View.Leader.Epoch && !o.View.Leader.Yields || o.Overdue == Yes)
 }
 
-// served says that the leader key is held and ready for the epoch that is in
-// force: there is an active node to rewind to.
+// served says that the leader key is held for the epoch that is in force, by a
+// node that serves: there is an active node to rewind to.
 func (o Observation) served() bool {
 	l := o.View.Leader
-	return o.Fresh == Yes && l.Held && l.Ready && l.Node != o.Self && l.Epoch == o.View.NextMaster.Epoch
+	return o.Fresh == Yes && l.Serves() && l.Node != o.Self && l.Epoch == o.View.NextMaster.Epoch
 }
 
 // cut says that the node is known to be in the minority, and what it then does.

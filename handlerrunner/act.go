@@ -136,20 +136,16 @@ func (h *Handler) fence(ctx context.Context, within time.Duration) error {
 // slot.
 func (h *Handler) follow(ctx context.Context, o cluster.Observation) error {
 	l := o.View.Leader
-	if !l.Held || l.Epoch != o.View.NextMaster.Epoch || h.upstreamIs(l.Epoch) || o.Running != cluster.Yes {
+	if !l.Held || l.Epoch != o.View.NextMaster.Epoch || o.Running != cluster.Yes {
 		return nil
 	}
 	h.moving.Lock()
 	defer h.moving.Unlock()
-	switch _, d, db := h.snapshot(); {
-	case l.Epoch < d.Promise:
+	if h.upstreamIs(l.Epoch) {
 		return nil
-	case d.Made > db.Position.Timeline, d.Made > 0 && l.Ready && !doubled(l, d, db): // not made after all, or not in the way
-		if err := h.confirmMade(); err != nil {
-			return err
-		}
-	case d.Made > 0: // until it is known which timeline the other one makes
-		return nil
+	}
+	if may, err := h.mayFollow(ctx, o.View); err != nil || !may {
+		return err
 	}
 	if err := h.Replication.Follow(ctx, o.View.Nodes[l.Node]); err != nil {
 		return err
@@ -161,6 +157,33 @@ func (h *Handler) follow(ctx context.Context, o cluster.Observation) error {
 	h.setUpstream(l.Epoch)
 	h.Log.Info("following", "upstream", l.Node, "epoch", l.Epoch)
 	return nil
+}
+
+// mayFollow says whether the leader's WAL may be taken, which is not so after a
+// promise to a later epoch, nor by a node on a line that the leader does not know:
+// that one is mended. The caller holds moving.
+func (h *Handler) mayFollow(ctx context.Context, v cluster.View) (bool, error) {
+	l := v.Leader
+	_, d, db := h.snapshot()
+	if l.Epoch < d.Promise {
+		return false, nil
+	}
+	if len(d.Lines) > 0 && d.Lines[len(d.Lines)-1].Epoch != l.Epoch {
+		var err error
+		if db.Position, err = h.Replication.Detach(ctx); err != nil { // else WAL may still come in
+			return false, err
+		}
+		if doubled(l, d, db) {
+			return false, nil
+		}
+	}
+	switch {
+	case !l.Ready:
+		return true, h.embark(db.Position.Timeline+1, l)
+	case v.SyncMode() == cluster.Async:
+		return true, h.embark(l.Timeline, l)
+	}
+	return true, h.clearLines()
 }
 
 // rejoin mends the data directory from the active: by rewinding it where it has
@@ -213,7 +236,7 @@ func (h *Handler) settle(ctx context.Context, epoch cluster.Epoch) error {
 	if err := h.keepSide(nil); err != nil {
 		return err
 	}
-	if err := h.confirmMade(); err != nil {
+	if err := h.clearLines(); err != nil {
 		return err
 	}
 	if _, d, _ := h.snapshot(); d.Promise <= epoch {

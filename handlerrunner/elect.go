@@ -62,7 +62,7 @@ func (h *Handler) promise(epoch cluster.Epoch, seen uint64) (cluster.Epoch, erro
 	h.durable.PromiseAt = max(before.PromiseAt, seen)
 	now := h.durable
 	h.mu.Unlock()
-	if now == before {
+	if now.Promise == before.Promise && now.PromiseAt == before.PromiseAt {
 		return now.Promise, nil
 	}
 	if err := h.keep(); err != nil {
@@ -99,6 +99,9 @@ func (h *Handler) answer(ctx context.Context, promise cluster.Epoch) (cluster.An
 		return a, fmt.Errorf("detach for epoch %d: %w", promise, err)
 	}
 	a.Position = pos
+	if on := d.on(pos.Timeline); len(on) > 0 {
+		a.Line = on[len(on)-1]
+	}
 	if a.History, err = h.Replication.History(ctx, pos.Timeline); err != nil {
 		return a, fmt.Errorf("detach for epoch %d: %w", promise, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/understudy-ha/understudy/cluster"
@@ -36,6 +37,7 @@ type registry struct {
 	made     int
 	changed  chan struct{} // closed at the next change
 	foreign  bool          // what is there is not this cluster
+	down     bool          // it has no leader, and ends no sessions
 }
 
 type session struct {
@@ -87,9 +89,9 @@ func (r *registry) drop(id string) {
 // checks ends the sessions of nodes whose PostgreSQL was seen to be gone, or
 // whose disk fails. A node that is dead, frozen or cut off tells nothing.
 func (r *registry) checks() {
-	for _, s := range r.sessions {
-		if h := r.w.hosts[s.node]; h.speaks() && (!h.pg.running || h.pg.disk != "") {
-			r.drop(s.id)
+	for _, id := range slices.Sorted(maps.Keys(r.sessions)) {
+		if h := r.w.hosts[r.sessions[id].node]; h.speaks() && (!h.pg.running || h.pg.disk != "") {
+			r.drop(id)
 		}
 	}
 }
@@ -107,7 +109,7 @@ func (s *fakeStore) reach(ctx context.Context) (*registry, error) {
 	w.mu.Lock()
 	var err error
 	switch {
-	case !s.h.speaks():
+	case w.sim == nil && !s.h.speaks():
 		err = errUnreachable
 	case w.reg.foreign:
 		err = errForeign
@@ -135,6 +137,9 @@ func (s *fakeStore) Watch(ctx context.Context, see func(cluster.View, bool)) err
 		changed, index := s.h.w.reg.changed, s.h.w.reg.index
 		s.h.w.mu.Unlock()
 		v, err := s.View(ctx)
+		if s.h.lag > 0 {
+			_ = sleep(ctx, s.h.lag)
+		}
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -204,7 +209,9 @@ func (l *fakeLocks) Acquire(ctx context.Context, value cluster.Leader, ttl time.
 	s.ends = time.AfterFunc(2*ttl, func() {
 		l.h.w.mu.Lock()
 		defer l.h.w.mu.Unlock()
-		r.drop(s.id)
+		if !r.down {
+			r.drop(s.id)
+		}
 	})
 	r.sessions[s.id] = s
 	value.Held, value.Session = true, s.id

@@ -14,7 +14,6 @@ var (
 	_ Postgres    = (*fakePG)(nil)
 	_ Replication = (*fakePG)(nil)
 	_ Directory   = (*fakePG)(nil)
-	_ Units       = (*fakeUnits)(nil)
 )
 
 const (
@@ -46,6 +45,9 @@ type fakePG struct {
 	pending  []int // commits that wait for their quorum
 	sealed   bool  // was shut down cleanly
 
+	unflushed int // records at the end of wal that are not on disk yet; only in simulations
+	streams       // and who gets the others; only in simulations
+
 	unplugged bool // its receiver cannot connect
 	stalled   bool // its receiver is connected and gets nothing
 	stranded  bool // the WAL it needs is gone; a clone mends it
@@ -63,15 +65,19 @@ func newPG(h *host) *fakePG {
 	return &fakePG{h: h, wal: []int{0}, timeline: 1, complete: true}
 }
 
-func (p *fakePG) lsn() cluster.LSN { return cluster.LSN(len(p.wal) * recordSize) }
+// lsn is the durable end of WAL.
+func (p *fakePG) lsn() cluster.LSN { return cluster.LSN(p.durable() * recordSize) }
 
 func (p *fakePG) position() cluster.Position {
-	return cluster.Position{Timeline: p.timeline, LSN: p.lsn()}
+	return cluster.Position{Timeline: p.lineAt(p.durable()), LSN: p.lsn()}
 }
 
 // source is the server that p streams from now, or nil. As in PostgreSQL, what
 // counts is the timeline and the LSN, not what the WAL says.
 func (p *fakePG) source() *fakePG {
+	if p.h.w.sim != nil {
+		return p.connected()
+	}
 	u := p.h.w.hosts[p.upstream]
 	if u == nil || !p.running || p.primary || p.unplugged || p.stranded || p.h.frozen() || p.h.isolated {
 		return nil
@@ -96,6 +102,9 @@ func (p *fakePG) receive() (moved bool) {
 }
 
 func (p *fakePG) standbys() (out []Downstream) {
+	if p.h.w.sim != nil {
+		return p.downstreams()
+	}
 	for _, name := range p.h.w.sorted() {
 		if s := p.h.w.hosts[name].pg; s.source() == p {
 			out = append(out, Downstream{name, s.lsn()})
@@ -143,12 +152,13 @@ func (p *fakePG) stop(clean bool) {
 	p.h.w.flow()
 	p.running, p.primary, p.pending, p.sealed = false, false, nil, clean
 	p.gate = false
+	p.closeStreams()
 	p.h.w.flow()
 }
 
 // start always starts a standby.
 func (p *fakePG) start() {
-	p.running, p.primary, p.sealed = true, false, false
+	p.running, p.primary, p.sealed, p.unflushed = true, false, false, 0
 	p.h.w.flow()
 }
 
@@ -186,6 +196,7 @@ func (p *fakePG) Promote(ctx context.Context) (cluster.Position, error) {
 		return cluster.Position{}, errors.New("the server did not accept the request")
 	}
 	if !p.primary {
+		p.unflushed = 0
 		p.history = append(slices.Clone(p.history), cluster.Fork{Timeline: p.timeline, LSN: p.lsn()})
 		p.timeline += 1 + p.skip
 		p.primary, p.skip = true, 0
@@ -217,7 +228,7 @@ func (p *fakePG) Gate(_ context.Context, open bool) error {
 		return ErrNotRunning
 	}
 	if p.gate = open; !open {
-		p.pending = nil
+		p.pending, p.waiting = nil, nil
 	}
 	p.h.w.flow()
 	return nil
@@ -241,7 +252,8 @@ func (p *fakePG) Detach(context.Context) (cluster.Position, error) {
 	if p.running && p.primary {
 		return cluster.Position{}, errNotStandby
 	}
-	p.upstream = ""
+	p.upstream, p.unflushed = "", 0
+	p.hangUp()
 	if !p.running {
 		return cluster.Position{}, ErrNotRunning
 	}
@@ -306,8 +318,8 @@ func (p *fakePG) Final(ctx context.Context) (cluster.Position, error) {
 func (p *fakePG) begin(node cluster.Node, rewind bool) {
 	p.h.w.mu.Lock()
 	defer p.h.w.mu.Unlock()
-	if l := p.h.w.reg.view.Leader; l.Node != node.Name || !l.Ready {
-		p.h.w.fault("%s is mended from %q, which is not an active node that is ready", p.h.name, node.Name)
+	if l := p.h.w.reg.view.Leader; p.h.w.sim == nil && (l.Node != node.Name || !l.Serves()) {
+		p.h.w.fault("%s is mended from %q, which serves nobody", p.h.name, node.Name)
 	}
 	if rewind {
 		p.complete = false
@@ -317,14 +329,15 @@ func (p *fakePG) begin(node cluster.Node, rewind bool) {
 // origin is the source of a copy.
 func (p *fakePG) origin(node cluster.Node) (*fakePG, error) {
 	u := p.h.w.hosts[node.Name]
-	if u == nil || u.dead || u.isolated || u.frozen() || !u.pg.running || !u.pg.primary {
+	if u == nil || u.dead || u.isolated || u.frozen() || !u.pg.running || !u.pg.primary || p.h.w.sim != nil && !p.h.w.sim.linked(p.h.name, node.Name) {
 		return nil, fmt.Errorf("%q cannot be reached, or is no primary", node.Name)
 	}
 	return u.pg, nil
 }
 
 func (p *fakePG) take(from *fakePG) {
-	p.wal, p.timeline, p.history = slices.Clone(from.wal), from.timeline, slices.Clone(from.history)
+	p.wal, p.timeline, p.history = slices.Clone(from.wal[:len(from.wal)-from.unflushed]), from.timeline, slices.Clone(from.history)
+	p.unflushed = 0
 	p.complete, p.stranded, p.upstream = true, false, from.h.name
 }
 
@@ -333,6 +346,11 @@ func (p *fakePG) Rewind(ctx context.Context, source cluster.Node) error {
 	if err := p.h.pause(ctx, 200*time.Millisecond); err != nil {
 		return err
 	}
+	return p.rewound(source)
+}
+
+// rewound ends a rewind, for better or worse.
+func (p *fakePG) rewound(source cluster.Node) error {
 	p.h.w.mu.Lock()
 	defer p.h.w.mu.Unlock()
 	from, err := p.origin(source)
@@ -357,6 +375,11 @@ func (p *fakePG) Clone(ctx context.Context, source cluster.Node, progress func(s
 	if err := p.h.pause(ctx, time.Second); err != nil {
 		return err
 	}
+	return p.cloned(source)
+}
+
+// cloned puts a clone in the place of the directory.
+func (p *fakePG) cloned(source cluster.Node) error {
 	p.h.w.mu.Lock()
 	defer p.h.w.mu.Unlock()
 	from, err := p.origin(source)
@@ -371,92 +394,4 @@ func (p *fakePG) Clone(ctx context.Context, source cluster.Node, progress func(s
 	}
 	p.take(from)
 	return nil
-}
-
-// fakeUnits are PostgreSQL and the manager's own units.
-type fakeUnits struct {
-	h     *host
-	up    map[string]bool
-	stuck map[string]bool // can be neither started nor stopped
-}
-
-func (u *fakeUnits) set(unit string, run bool) {
-	switch {
-	case unit == pgUnit && run:
-		u.h.pg.start()
-	case unit == pgUnit:
-		u.h.pg.stop(true)
-	default:
-		u.up[unit] = run
-		u.h.w.note(u.h.name, "%s %s", map[bool]string{true: "starts", false: "stops"}[run], unit)
-	}
-}
-
-func (u *fakeUnits) Start(ctx context.Context, unit string) error {
-	if err := u.h.pause(ctx, 20*time.Millisecond); err != nil {
-		return err
-	}
-	u.h.w.mu.Lock()
-	defer u.h.w.mu.Unlock()
-	switch {
-	case u.stuck[unit], unit == pgUnit && !u.h.pg.complete:
-		return fmt.Errorf("unit %s has failed", unit)
-	case u.run(unit):
-		return nil
-	}
-	u.set(unit, true)
-	return nil
-}
-
-func (u *fakeUnits) Stop(ctx context.Context, unit string) error {
-	if err := u.h.pause(ctx, 10*time.Millisecond); err != nil {
-		return err
-	}
-	u.h.w.mu.Lock()
-	hangs := unit == pgUnit && u.h.pg.running && u.h.pg.hangs
-	if u.stuck[unit] && u.run(unit) {
-		u.h.w.mu.Unlock()
-		return fmt.Errorf("unit %s does not stop", unit)
-	}
-	if !hangs && u.run(unit) {
-		u.set(unit, false)
-	}
-	u.h.w.mu.Unlock()
-	if hangs {
-		<-ctx.Done()
-		return ctx.Err()
-	}
-	return nil
-}
-
-func (u *fakeUnits) Kill(ctx context.Context, unit string) error {
-	if err := u.h.pause(ctx, time.Millisecond); err != nil {
-		return err
-	}
-	u.h.w.mu.Lock()
-	defer u.h.w.mu.Unlock()
-	if u.stuck[unit] {
-		return fmt.Errorf("unit %s cannot be killed", unit)
-	}
-	if unit == pgUnit {
-		u.h.pg.stop(false)
-	}
-	return nil
-}
-
-// run says whether a unit runs, under the world's lock.
-func (u *fakeUnits) run(unit string) bool {
-	if unit == pgUnit {
-		return u.h.pg.running
-	}
-	return u.up[unit]
-}
-
-func (u *fakeUnits) Running(_ context.Context, unit string) (cluster.Tri, error) {
-	u.h.w.mu.Lock()
-	defer u.h.w.mu.Unlock()
-	if u.h.dead {
-		return cluster.Unknown, errors.New("systemd does not answer")
-	}
-	return cluster.TriOf(u.run(unit)), nil
 }

@@ -60,9 +60,9 @@ type durable struct {
 	Session   string        `json:"session"` // that holds, or held, the lock
 	Paused    bool          `json:"paused"`  // the latest word on it that was heard
 
-	// Made is the timeline that a promotion was to make for Tried, until the
-	// sync set of that epoch is published: see doubled.
-	Made cluster.Timeline `json:"made,omitempty"`
+	// Lines are the timelines of promotions, here or on a node that was
+	// followed, that other nodes may know nothing of: see line. Oldest first.
+	Lines []line `json:"lines,omitempty"`
 
 	// Wrote is the timeline that this node opened last, as a primary.
 	Wrote cluster.Timeline `json:"wrote,omitempty"`
@@ -86,7 +86,7 @@ type Handler struct {
 
 	// moving is held while the durable state or the upstream of PostgreSQL
 	// changes, so that a promise and a reconnection cannot cross.
-	moving sync.Mutex
+	moving latch
 
 	mu       sync.Mutex // guards what follows
 	durable  durable
@@ -120,7 +120,7 @@ func New(o Options) (*Handler, error) {
 	if o.Kind == cluster.Runner {
 		o.Postgres, o.Replication, o.Directory, o.PostgresUnit = noDatabase{}, noDatabase{}, noDatabase{}, ""
 	}
-	h := &Handler{Options: o, wakeup: make(chan struct{}, 1), orders: make(chan order), units: map[string]cluster.Tri{}, roster: roster{}}
+	h := &Handler{Options: o, wakeup: make(chan struct{}, 1), orders: make(chan order), moving: make(latch, 1), units: map[string]cluster.Tri{}, roster: roster{}}
 	h.tenure.log, h.tenure.wake, h.tenure.vouched = o.Log, h.wake, h.vouched
 	d, err := statefile.Read[durable](o.State)
 	switch {
@@ -178,11 +178,13 @@ func (h *Handler) resume(ctx context.Context) {
 	d := h.durable
 	if d.State == cluster.Active {
 		asked := time.Now()
-		lease, err := h.Locks.Adopt(ctx, d.Session)
-		for err != nil && !errors.Is(err, ErrSessionGone) && time.Since(asked) < leaseTTL && ctx.Err() == nil {
-			_ = sleep(ctx, leaseTTL/10) // the agent may have been restarted, too
-			lease, err = h.Locks.Adopt(ctx, d.Session)
+		try, cancel := context.WithTimeout(ctx, leaseTTL) // it may be open without a lease
+		lease, err := h.Locks.Adopt(try, d.Session)
+		for err != nil && !errors.Is(err, ErrSessionGone) && try.Err() == nil {
+			_ = sleep(try, leaseTTL/10) // the agent may have been restarted, too
+			lease, err = h.Locks.Adopt(try, d.Session)
 		}
+		cancel()
 		if err == nil {
 			h.tenure.begin(lease, d.Tried, asked, h.ttl())
 			h.Log.Info("leader session adopted", "epoch", d.Tried, "session", d.Session)
@@ -241,6 +243,7 @@ func (h *Handler) remember(v cluster.View) {
 func (h *Handler) step(ctx context.Context) {
 	h.redeem()
 	h.hearPause()
+	h.confirm()
 	o := h.observe(ctx)
 	d := cluster.Decide(o)
 	if d.To != o.State {
@@ -315,18 +318,6 @@ func (h *Handler) setUpstream(e cluster.Epoch) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.followed = e
-}
-
-// confirmMade forgets an unconfirmed timeline. The caller holds moving.
-func (h *Handler) confirmMade() error {
-	h.mu.Lock()
-	made := h.durable.Made
-	h.durable.Made = 0
-	h.mu.Unlock()
-	if made == 0 {
-		return nil
-	}
-	return h.keep()
 }
 
 func (h *Handler) followedEpoch() cluster.Epoch {

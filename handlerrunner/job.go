@@ -50,3 +50,14 @@ func (j *job) cancel() {
 		<-done
 	}
 }
+
+// latch is a lock that may be held for as long as PostgreSQL takes to answer. It
+// is a channel of capacity 1, because testing/synctest lets time pass while a
+// channel is waited for, and not while a sync.Mutex is.
+type latch chan struct{}
+
+// Lock waits until the latch is free and takes it.
+func (l latch) Lock() { l <- struct{}{} }
+
+// Unlock frees it.
+func (l latch) Unlock() { <-l }

@@ -125,7 +125,7 @@ func (t *tenure) end(ctx context.Context) {
 	}
 	stop()
 	<-done
-	ctx, cancel := context.WithTimeout(ctx, leaseTTL)
+	ctx, cancel := context.WithTimeout(ctx, 2*leaseTTL) // then the session has ended by itself
 	defer cancel()
 	if err := l.Release(ctx); err != nil && !errors.Is(err, ErrSessionGone) {
 		t.log.Warn("lock not released; its session will expire", "error", err)

@@ -2,6 +2,7 @@ package handlerrunner
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
@@ -43,8 +44,9 @@ func (r roster) update(now time.Time, db Database, members []string, patience ti
 	return standbys
 }
 
-// maintain keeps what an active node keeps: a slot for every member, and a sync
-// set of the standbys that there are, one step of cluster.PlanSync a round.
+// maintain keeps what an active node keeps: a slot for every member, the leader
+// key, and a sync set of the standbys that there are, one step of
+// cluster.PlanSync a round.
 func (h *Handler) maintain(ctx context.Context, o cluster.Observation) error {
 	_, _, db := h.snapshot()
 	others := h.others(o.View)
@@ -55,19 +57,33 @@ func (h *Handler) maintain(ctx context.Context, o cluster.Observation) error {
 		h.slotted = others
 	}
 	h.advance(ctx, db, others)
-	published := o.View.Sync
-	if db.Primary != cluster.Yes || published.Epoch != o.LeaseEpoch {
+	if err := h.reopen(ctx, o); err != nil {
+		return err
+	}
+	view := o.View
+	if db.Primary != cluster.Yes || view.Sync.Epoch != o.LeaseEpoch {
 		return nil
 	}
-	mode := cluster.SyncMode(o.View.Options("").Get("sync_mode"))
-	standbys := h.roster.update(time.Now(), db, published.Members, o.View.Options("").Stretch(dropAfter))
+	mode := view.SyncMode()
+	standbys := h.roster.update(time.Now(), db, view.Sync.Members, o.View.Options("").Stretch(dropAfter))
 	standbys = slices.DeleteFunc(standbys, func(n string) bool { return !slices.Contains(others, n) })
 	if mode == cluster.Strict {
 		standbys = others
 	}
 	want := cluster.Desired(mode, len(o.View.Managers()), standbys)
-	step := cluster.PlanSync(published, db.InEffect, want, h.caughtUp(db, want))
-	switch {
+	caught := h.caughtUp(db, want)
+	step := cluster.PlanSync(view.Sync, db.InEffect, want, caught)
+	if step.Apply == nil && step.Publish == nil {
+		return nil
+	}
+	// What was published last may not have come back by the watch yet.
+	view, err := h.Store.View(ctx)
+	if err != nil {
+		return fmt.Errorf("change the sync set: %w", err)
+	}
+	switch step = cluster.PlanSync(view.Sync, db.InEffect, want, caught); {
+	case view.Sync.Epoch != o.LeaseEpoch:
+		return errMoved
 	case step.Apply != nil:
 		h.Log.Info("quorum", "want", step.Apply.String(), "reason", step.Reason)
 		if err := h.Postgres.SetQuorum(ctx, *step.Apply); err != nil {
@@ -76,7 +92,7 @@ func (h *Handler) maintain(ctx context.Context, o cluster.Observation) error {
 		h.changed = 0
 		h.wake()
 	case step.Publish != nil:
-		if err := h.publish(ctx, *step.Publish); err != nil {
+		if err := h.publish(ctx, view, *step.Publish); err != nil {
 			return err
 		}
 		h.wake()
@@ -110,6 +126,16 @@ func (h *Handler) keepChanges(ctx context.Context, confirmed cluster.LSN) {
 	if err := h.Divergence.Keep(ctx, confirmed); err != nil && ctx.Err() == nil {
 		h.Log.Warn("row changes are not all kept; an export would copy the directory", "error", err)
 	}
+}
+
+// reopen takes back the word of a hand-over that broke off before anything was
+// stopped: the registry may have heard it and its answer was lost.
+func (h *Handler) reopen(ctx context.Context, o cluster.Observation) error {
+	l, lease := o.View.Leader, h.tenure.held()
+	if l.Ready || !l.Held || l.Node != h.Node || l.Epoch != o.LeaseEpoch || lease == nil {
+		return nil
+	}
+	return lease.Update(ctx, cluster.Leader{Node: h.Node, Epoch: l.Epoch, Ready: true, Timeline: l.Timeline, Knows: l.Knows})
 }
 
 // caughtUp says whether k of the wanted members hold everything from before the

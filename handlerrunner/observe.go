@@ -80,7 +80,7 @@ func (h *Handler) parted(v cluster.Verdict) (chosen, served cluster.Tri) {
 // diverged compares the local position with the active's line of timelines.
 func (h *Handler) diverged(ctx context.Context, o cluster.Observation, db Database) cluster.Tri {
 	l := o.View.Leader
-	if !l.Held || !l.Ready || l.Node == h.Node || db.Primary == cluster.Yes || db.Position.LSN == 0 {
+	if !l.Serves() || l.Node == h.Node || db.Primary == cluster.Yes || db.Position.LSN == 0 {
 		return cluster.Unknown
 	}
 	if _, d, _ := h.snapshot(); doubled(l, d, db) {
@@ -95,7 +95,7 @@ func (h *Handler) diverged(ctx context.Context, o cluster.Observation, db Databa
 		defer cancel()
 		r, err := h.Peers.Report(try, o.View.Nodes[l.Node])
 		// A daemon that has just started does not know its own position yet.
-		known := err == nil && r.Open && r.Epoch == l.Epoch && r.Position.Timeline == l.Timeline &&
+		known := err == nil && (r.Open || !l.Ready) && r.Epoch == l.Epoch && r.Position.Timeline == l.Timeline &&
 			(l.Timeline == 1 || len(r.History) > 0)
 		if !known {
 			return cluster.Unknown
@@ -112,18 +112,10 @@ func (h *Handler) diverged(ctx context.Context, o cluster.Observation, db Databa
 	return cluster.TriOf(!t.history.Leads(t.timeline, db.Position, own))
 }
 
-// doubled says that this node is on a timeline that it made in a promotion which
-// broke off, and that the active of a later epoch, knowing nothing of it, has
-// made one of the same number. PostgreSQL cannot tell the two apart; timelines
-// of a later epoch that do know of it have a greater number.
-func doubled(l cluster.Leader, d durable, db Database) bool {
-	return d.Made > 0 && l.Epoch > d.Tried && db.Position.Timeline >= d.Made && l.Timeline <= db.Position.Timeline
-}
-
 // stranded says that a standby has been without its active for so long that the
 // WAL it needs must be taken for gone.
 func (h *Handler) stranded(now time.Time, o cluster.Observation, db Database) cluster.Tri {
-	if db.Running != cluster.Yes || db.Streaming || !o.View.Leader.Ready || !o.View.Leader.Held {
+	if db.Running != cluster.Yes || db.Streaming || !o.View.Leader.Serves() {
 		h.strayed = time.Time{}
 		return cluster.No
 	}

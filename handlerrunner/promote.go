@@ -28,20 +28,21 @@ func (h *Handler) promote(ctx context.Context) error {
 	h.mu.Lock()
 	h.attempt = cluster.Unknown
 	h.mu.Unlock()
-	view, _, _ := h.snapshot()
+	view, d, db := h.snapshot()
 	epoch := view.NextMaster.Epoch
+	leader := cluster.Leader{Node: h.Node, Epoch: epoch, Knows: d.on(db.Position.Timeline)}
 	ctx, cancel := context.WithTimeout(ctx, view.Options(h.Node).Stretch(promoteWithin))
 	defer cancel()
 	others := h.others(view)
 	if err := h.Replication.Slots(ctx, others); err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
-	mode := cluster.SyncMode(view.Options("").Get("sync_mode"))
+	mode := view.SyncMode()
 	want := cluster.Desired(mode, len(view.Managers()), others)
 	var lease Lease
 	ready, both := errgroup.WithContext(ctx)
 	ready.Go(func() (err error) {
-		lease, err = h.takeLock(both, epoch)
+		lease, err = h.takeLock(both, leader)
 		return err
 	})
 	ready.Go(func() error {
@@ -58,10 +59,11 @@ func (h *Handler) promote(ctx context.Context) error {
 		return fmt.Errorf("promote: %w", err)
 	}
 	h.Journal.Write("promoted", epoch, fmt.Sprintf("%s ended recovery at %s", h.Node, start), start)
+	leader.Timeline = start.Timeline
 	var quorum cluster.Quorum
 	gathered, both := errgroup.WithContext(ctx)
 	gathered.Go(func() (err error) {
-		quorum, err = h.gather(both, mode, want, start)
+		quorum, err = h.gather(both, mode, want, start, func() error { return h.offer(both, lease, leader) })
 		return err
 	})
 	gathered.Go(func() error {
@@ -71,21 +73,22 @@ func (h *Handler) promote(ctx context.Context) error {
 	if err := gathered.Wait(); err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
-	if err := h.publish(ctx, cluster.SyncSet{Epoch: epoch, Leader: h.Node, Members: quorum.Members, K: quorum.K}); err != nil {
+	if view, err = h.Store.View(ctx); err != nil {
+		return fmt.Errorf("promote: %w", err)
+	}
+	if err := h.publish(ctx, view, cluster.SyncSet{Epoch: epoch, Leader: h.Node, Members: quorum.Members, K: quorum.K}); err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
 	if err := h.Postgres.Gate(ctx, true); err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
 	h.Journal.Write("writable", epoch, fmt.Sprintf("%s accepts writes, confirmed by %s", h.Node, quorum), quorum)
-	open := cluster.Leader{Node: h.Node, Epoch: epoch, Ready: true, Timeline: start.Timeline}
-	if err := lease.Update(ctx, open); err != nil {
+	leader.Ready = true
+	if err := lease.Update(ctx, leader); err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
 	h.moving.Lock()
-	// keep has logged an error; what stays on disk costs a returning node some time.
-	_ = h.keepSide(nil)
-	_ = h.confirmMade()
+	_ = h.keepSide(nil) // keep has logged an error; what stays on disk costs a returning node some time
 	h.moving.Unlock()
 	// Without it a former active that is rewound now would see the old
 	// timeline in the control file (trap 19).
@@ -111,40 +114,49 @@ func (h *Handler) others(view cluster.View) []string {
 
 // takeLock takes the leader lock and starts the lease. An epoch is tried once:
 // that it was, is written down first.
-func (h *Handler) takeLock(ctx context.Context, epoch cluster.Epoch) (Lease, error) {
+func (h *Handler) takeLock(ctx context.Context, l cluster.Leader) (Lease, error) {
 	asked := time.Now()
-	lease, err := h.Locks.Acquire(ctx, cluster.Leader{Node: h.Node, Epoch: epoch}, h.ttl())
+	lease, err := h.Locks.Acquire(ctx, l, h.ttl())
 	if err != nil {
 		return nil, err
 	}
-	h.tenure.begin(lease, epoch, asked, h.ttl())
+	h.tenure.begin(lease, l.Epoch, asked, h.ttl())
 	h.moving.Lock()
 	h.mu.Lock()
-	h.durable.Tried, h.durable.Session = epoch, lease.ID()
-	h.durable.Made = h.db.Position.Timeline + 1
-	h.durable.Wrote = h.durable.Made
+	h.durable.Tried, h.durable.Session = l.Epoch, lease.ID()
+	tl := h.db.Position.Timeline
+	h.durable.Wrote = tl + 1
 	if h.db.Primary == cluster.Yes { // the first start makes no timeline
-		h.durable.Wrote = h.db.Position.Timeline
+		h.durable.Wrote = tl
 	}
 	h.mu.Unlock()
-	err = h.keep()
+	err = h.embark(tl+1, l)
 	h.moving.Unlock()
-	h.Journal.Write("lock", epoch, h.Node+" holds the leader lock", nil)
+	h.Journal.Write("lock", l.Epoch, h.Node+" holds the leader lock", nil)
 	return lease, err
 }
 
 // gather waits until enough standbys have everything up to the new timeline,
 // and returns the quorum that PostgreSQL then waits for. With sync_mode
-// available it settles for those there are when its time is over.
-func (h *Handler) gather(ctx context.Context, mode cluster.SyncMode, want cluster.Quorum, start cluster.Position) (cluster.Quorum, error) {
+// available it settles for those there are when its time is over, with strict it
+// offers to mend them.
+func (h *Handler) gather(ctx context.Context, mode cluster.SyncMode, want cluster.Quorum, start cluster.Position, offer func() error) (cluster.Quorum, error) {
 	deadline := time.Now().Add(h.options().Stretch(gatherWithin))
+	offered := false
 	for want.K > 0 {
 		db, err := h.Postgres.Observe(ctx)
 		if err != nil {
 			return want, err
 		}
-		there := flushed(db, start.LSN)
-		if len(there) < want.K && (mode == cluster.Strict || time.Now().Before(deadline)) {
+		there := flushed(db, start.LSN+1) // some of the new timeline: see line
+		late := !time.Now().Before(deadline)
+		if len(there) < want.K && late && mode == cluster.Strict && !offered {
+			if err := offer(); err != nil {
+				return want, err
+			}
+			offered = true
+		}
+		if len(there) < want.K && (mode == cluster.Strict || !late) {
 			if err := sleep(ctx, gatherPoll); err != nil {
 				return want, fmt.Errorf("wait for standbys to catch up: %w", err)
 			}
@@ -157,6 +169,16 @@ func (h *Handler) gather(ctx context.Context, mode cluster.SyncMode, want cluste
 		return settled, h.Postgres.SetQuorum(ctx, settled)
 	}
 	return want, nil
+}
+
+// offer lets others be mended from this node before it is open to clients. With
+// sync_mode strict it opens only when standbys have caught up, and those there
+// are may all have forked WAL.
+func (h *Handler) offer(ctx context.Context, lease Lease, l cluster.Leader) error {
+	if err := h.Checkpoint(ctx); err != nil { // trap 19
+		return err
+	}
+	return lease.Update(ctx, l)
 }
 
 // flushed names the standbys that have durably received up to lsn, sorted.
@@ -182,12 +204,8 @@ func sleep(ctx context.Context, d time.Duration) error {
 
 var errMoved = errors.New("the sync key was changed by another node, or the lock is lost")
 
-// publish writes the sync key.
-func (h *Handler) publish(ctx context.Context, s cluster.SyncSet) error {
-	view, err := h.Store.View(ctx)
-	if err != nil {
-		return fmt.Errorf("publish the sync set: %w", err)
-	}
+// publish writes the sync key, if it is as in view still.
+func (h *Handler) publish(ctx context.Context, view cluster.View, s cluster.SyncSet) error {
 	lease := h.tenure.held()
 	if lease == nil {
 		return fmt.Errorf("publish the sync set: %w", errMoved)

@@ -282,13 +282,23 @@ var quick = map[string]func(*world, *host, []string) error{
 		h.pg.failPromotes, err = strconv.Atoi(args[0])
 		return err
 	},
+	"lag": func(_ *world, h *host, args []string) (err error) {
+		h.lag, err = time.ParseDuration(args[0])
+		return err
+	},
 	"checkpoints": func(_ *world, h *host, args []string) (err error) {
 		h.pg.checkpoints, err = time.ParseDuration(args[0])
 		return err
 	},
 	"verdict":      func(_ *world, h *host, args []string) error { h.verdict = cluster.Verdict(args[0]); return nil },
 	"drop-session": func(w *world, _ *host, _ []string) error { w.reg.drop(w.reg.view.Leader.Session); return nil },
-	"foreign":      func(w *world, _ *host, _ []string) error { w.reg.foreign = true; return nil },
+	// A hand-over that wrote its intent and never learnt that it had.
+	"yield": func(w *world, _ *host, _ []string) error {
+		w.reg.view.Leader.Ready, w.reg.view.Leader.Yields = false, true
+		w.reg.view.LeaderIndex = w.reg.index + 1
+		return nil
+	},
+	"foreign": func(w *world, _ *host, _ []string) error { w.reg.foreign = true; return nil },
 	"wipe": func(w *world, _ *host, _ []string) error {
 		w.reg.foreign = true
 		w.reg.drop(w.reg.view.Leader.Session)

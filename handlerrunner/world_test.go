@@ -50,6 +50,8 @@ type world struct {
 
 	risky    []int // acknowledged in a minority: may end in an export
 	exported []int // by a node that was rewound
+
+	sim *simulation // not nil: a seed drives this world, and what is said of stories does not hold
 }
 
 type note struct{ node, text string }
@@ -71,6 +73,7 @@ type host struct {
 	isolated bool          // its network is gone
 	mute     bool          // it cannot reach the registry
 	idle     bool          // no client writes here
+	lag      time.Duration // between a change in the registry and its view of it
 
 	handler *Handler
 	stop    context.CancelFunc // of the handler
@@ -88,11 +91,19 @@ func (w *world) sorted() []string { return slices.Sorted(maps.Keys(w.hosts)) }
 
 // note tells the transcript what happened on a node, or to the cluster.
 func (w *world) note(node, format string, args ...any) {
+	if w.sim != nil {
+		w.sim.tell(node, format, args...)
+		return
+	}
 	w.notes = append(w.notes, note{node, fmt.Sprintf(format, args...)})
 }
 
 // fault reports that what must always hold does not.
 func (w *world) fault(format string, args ...any) {
+	if w.sim != nil {
+		w.sim.violate(format, args...)
+		return
+	}
 	if text := fmt.Sprintf(format, args...); !w.seen[text] {
 		w.seen[text] = true
 		w.t.Errorf("at %s: %s", time.Now().Format("04:05.000"), text)
@@ -101,6 +112,10 @@ func (w *world) fault(format string, args ...any) {
 
 // flow moves WAL, acknowledges commits, lets checks fail, and checks.
 func (w *world) flow() {
+	if w.sim != nil { // WAL takes its time there: see pump
+		w.sim.check()
+		return
+	}
 	for moved := true; moved; {
 		moved = false
 		for _, name := range w.sorted() {
@@ -260,10 +275,18 @@ func (h *host) lose() {
 func (h *host) frozen() bool { return h.thaw != nil }
 
 // speaks says that the host works and reaches the registry.
-func (h *host) speaks() bool { return !h.dead && !h.frozen() && !h.isolated && !h.mute }
+func (h *host) speaks() bool {
+	if h.w.sim != nil {
+		return h.w.sim.speaks(h)
+	}
+	return !h.dead && !h.frozen() && !h.isolated && !h.mute
+}
 
 // pause lets time pass on a host: none passes while it is frozen.
 func (h *host) pause(ctx context.Context, d time.Duration) error {
+	if h.w.sim != nil {
+		return nil // it has passed already: see proc.enter
+	}
 	if err := sleep(ctx, d); err != nil {
 		return err
 	}
@@ -352,7 +375,7 @@ func (j *fakeJournal) Write(kind string, _ cluster.Epoch, message string, _ any)
 	if j.h.dead {
 		return
 	}
-	if kind != "elected" {
+	if kind != "elected" || w.sim != nil {
 		w.note(j.h.name, "%s", strings.TrimPrefix(message, j.h.name+" "))
 	}
 	w.check()

@@ -1,0 +1,236 @@
+package handlerrunner
+
+import (
+	"slices"
+	"time"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+// openWithin bounds how long a node may stay open to clients without its lease
+// while nothing keeps its handler from closing it: a look at PostgreSQL, a fast
+// shutdown that does not end, a kill.
+const openWithin = 8 * time.Second
+
+// async says that commits are not confirmed, so that some may be lost.
+func (s *simulation) async() bool {
+	return s.reg.view.SyncMode() == cluster.Async
+}
+
+// acknowledged is the moment in which a client is told that its commit is safe.
+// From then on every node that is named must have it.
+func (s *simulation) acknowledged(p *fakePG, c commit) {
+	name := p.h.name
+	s.ackedBy[name] = time.Now()
+	s.acks++
+	epoch := s.epochs[name]
+	if s.async() {
+		return
+	}
+	s.promised = append(s.promised, c)
+	if c.after > epoch { // confirmations that were on their way may still be heard, of what is on the line
+		s.violate("two acknowledge: %s commit %d in epoch %d, after another one did in epoch %d", name, c.id, epoch, s.acking)
+	}
+	s.acking = max(s.acking, epoch)
+	if named := s.hosts[s.reg.view.NextMaster.Node]; named != p.h && !named.pg.has(c) {
+		s.violate("a commit is lost: %s acknowledged %d, and %s, named for epoch %d, lacks it", name, c.id, named.name, s.reg.view.NextMaster.Epoch)
+	}
+	if s.recording && s.acks%50 == 1 {
+		s.tell(name, "acknowledges commit %d in epoch %d", c.id, epoch)
+	}
+}
+
+// lacks returns an acknowledged commit that is not on disk there.
+func (s *simulation) lacks(p *fakePG) (commit, bool) {
+	i := slices.IndexFunc(s.promised, func(c commit) bool { return !p.has(c) })
+	if i < 0 || s.async() {
+		return commit{}, false
+	}
+	return s.promised[i], true
+}
+
+// named is called when an election has named somebody.
+func (s *simulation) named() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a := s.reg.view.NextMaster
+	if a.Epoch <= s.lastNamed.Epoch && a != s.lastNamed {
+		s.violate("the epoch goes back: %s is named for %d after %s for %d", a.Node, a.Epoch, s.lastNamed.Node, s.lastNamed.Epoch)
+	}
+	s.lastNamed = a
+	if c, bad := s.lacks(s.hosts[a.Node].pg); bad {
+		s.violate("a commit is lost: %s is named for epoch %d and lacks acknowledged commit %d", a.Node, a.Epoch, c.id)
+	}
+}
+
+// locked is called when a host has taken the lock.
+func (s *simulation) locked(l cluster.Leader) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.epochs[l.Node] = l.Epoch
+	s.tell(l.Node, "holds the lock for epoch %d", l.Epoch)
+}
+
+// updated is called when the holder of the lock has said something new.
+func (s *simulation) updated(l cluster.Leader) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tell(l.Node, "leader key: ready %v, timeline %d", l.Ready, l.Timeline)
+	if !l.Ready || l.Epoch == s.ready.Epoch {
+		return
+	}
+	if l.Epoch < s.ready.Epoch || l.Timeline <= s.ready.Timeline && !s.async() {
+		s.violate("the timeline goes back: %s serves timeline %d in epoch %d after %d in %d", l.Node, l.Timeline, l.Epoch, s.ready.Timeline, s.ready.Epoch)
+	}
+	s.ready = l
+}
+
+// opened is called when a host may have become open to writes.
+func (s *simulation) opened(h *host) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !h.pg.running || !h.pg.primary || !h.pg.gate {
+		return
+	}
+	s.tell(h.name, "is open to writes at %s", h.pg.position())
+	if c, bad := s.lacks(h.pg); bad && s.epochs[h.name] == s.reg.view.NextMaster.Epoch {
+		s.violate("a commit is lost: %s opens in epoch %d and lacks acknowledged commit %d", h.name, s.epochs[h.name], c.id)
+	}
+}
+
+// copying is called when a directory is no whole copy any more, or has lost WAL.
+func (s *simulation) copying(h *host) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.whole()
+}
+
+// whole asserts that one whole directory holds all that was acknowledged.
+func (s *simulation) whole() {
+	for _, name := range s.names {
+		p := s.hosts[name].pg
+		if _, bad := s.lacks(p); p.complete && !bad {
+			return
+		}
+	}
+	s.violate("no whole data directory holds every acknowledged commit")
+}
+
+func (s *simulation) copied(h *host, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tell(h.name, "copy ends: %v", err)
+	s.whole()
+}
+
+// answered notes who has promised what to whom.
+func (s *simulation) answered(by, node string, epoch cluster.Epoch, seen uint64, a cluster.Answer, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		s.tell(node, "gives %s no answer for epoch %d: %v", by, epoch, err)
+		return
+	}
+	s.tell(node, "promises %s epoch %d at %s", by, a.Epoch, a.Position)
+	if w := s.words[node]; a.Epoch > w.epoch || a.Epoch == w.epoch && seen > w.seen {
+		s.words[node] = word{a.Epoch, seen}
+	}
+}
+
+// word is a promise that was given, and what its election had seen of the leader
+// key.
+type word struct {
+	epoch cluster.Epoch
+	seen  uint64
+}
+
+// keepsPromise asserts that a handler that starts knows what it has promised,
+// unless the election can name nobody any more.
+func (s *simulation) keepsPromise(h *host, handler *Handler) {
+	_, d, _ := handler.snapshot()
+	if w := s.words[h.name]; d.Promise < w.epoch && s.reg.view.LeaderIndex <= w.seen {
+		s.violate("a promise is forgotten: %s promised epoch %d and starts with %d", h.name, w.epoch, d.Promise)
+	}
+}
+
+// judge does what the watchers do, and asserts that a node without a lease does
+// not stay open.
+func (s *simulation) judge() {
+	for _, name := range s.names {
+		h := s.hosts[name]
+		near := 1
+		for _, other := range s.names {
+			if other != name && !s.hosts[other].dead && s.linked(name, other) && s.linked(other, name) {
+				near++
+			}
+		}
+		if s.speaks(h) || near > len(s.names)/2 {
+			s.alone[name] = time.Time{}
+		} else if s.alone[name].IsZero() {
+			s.alone[name] = time.Now()
+		}
+		open := h.pg.running && h.pg.primary && h.pg.gate
+		able := h.handler != nil && !h.frozen() && s.naps[name] == nil && !h.units.stuck[pgUnit] && !s.slow[name]
+		if open && able {
+			valid, _ := h.handler.tenure.valid(time.Now())
+			able = !valid
+		}
+		switch {
+		case !open || !able:
+			s.loose[name] = time.Time{}
+		case s.loose[name].IsZero():
+			s.loose[name] = time.Now()
+		case time.Since(s.loose[name]) > openWithin:
+			s.violate("no fence: %s has been open without a lease for %s", name, openWithin)
+		}
+	}
+}
+
+// check asserts what must hold at every moment.
+func (s *simulation) check() {
+	lock, published := s.reg.view.Leader, s.reg.view.Sync
+	for _, name := range s.names {
+		p := s.hosts[name].pg
+		if !p.running || !p.primary || !p.gate {
+			continue
+		}
+		if lock.Held && lock.Node == name && s.epochs[name] == lock.Epoch && (published.Leader != name || published.Epoch != lock.Epoch) {
+			s.violate("unpublished: %s is open in epoch %d and the sync set is still that of epoch %d", name, lock.Epoch, published.Epoch)
+		}
+		if published.Leader == name && !published.Covered(p.quorum) {
+			s.violate("not covered: %s waits for %s, which the published set %v does not cover", name, p.quorum, published)
+		}
+	}
+}
+
+// converged says what is missing until all members stream from one active node
+// that acknowledges commits; nothing, if they do.
+func (s *simulation) converged() string {
+	v := s.reg.view
+	l := v.Leader
+	active := s.hosts[l.Node]
+	want := cluster.Desired(v.SyncMode(), len(v.Managers()), v.Managers())
+	switch {
+	case !l.Held || !l.Ready || l.Epoch != v.NextMaster.Epoch:
+		return "nobody holds the lock and is ready"
+	case active.handler == nil || active.handler.Mode() != cluster.MajorityMode || !active.pg.gate || !active.pg.primary:
+		return l.Node + " is not active"
+	case time.Since(s.ackedBy[l.Node]) > 500*time.Millisecond:
+		return l.Node + " acknowledges nothing"
+	case v.Sync.K != want.K || v.Sync.Epoch != l.Epoch:
+		return "the sync set is not whole"
+	}
+	for _, name := range v.Managers() {
+		h := s.hosts[name]
+		if name == l.Node {
+			continue
+		}
+		if h.handler == nil || h.pg.connected() != active.pg {
+			return name + " does not stream from " + l.Node
+		}
+		if _, d, _ := h.handler.snapshot(); d.State != cluster.Standby {
+			return name + " is " + string(d.State)
+		}
+	}
+	return ""
+}

@@ -1,0 +1,399 @@
+package handlerrunner
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+// fault is something bad that happens to a host, or to the cluster. It runs under
+// the world's lock. It is over after some time, if it is of that kind.
+type fault struct {
+	name   string
+	weight int
+	begin  func(s *simulation, h *host, d *dice) (end func())
+}
+
+func faults() []fault {
+	return []fault{
+		{"power", 12, func(s *simulation, h *host, _ *dice) func() { s.cutPower(h); return func() { s.powerOn(h) } }},
+		{"handler killed", 8, func(s *simulation, h *host, _ *dice) func() { s.kill(h); return func() { s.powerOn(h) } }},
+		{"PostgreSQL killed", 8, func(s *simulation, h *host, _ *dice) func() { h.pg.stop(false); return nil }},
+		{"freeze", 12, func(s *simulation, h *host, _ *dice) func() { return s.freeze(h) }},
+		{"handler freezes", 8, func(s *simulation, h *host, _ *dice) func() { return s.nap(h) }},
+		{"cut to one", 8, func(s *simulation, h *host, d *dice) func() {
+			return s.cut(link{h.name, s.names[d.below(len(s.names))]})
+		}},
+		{"cut between two", 5, func(s *simulation, h *host, d *dice) func() {
+			other := s.names[d.below(len(s.names))]
+			return s.cut(link{h.name, other}, link{other, h.name})
+		}},
+		{"isolated", 8, func(s *simulation, h *host, _ *dice) func() { return s.isolate(h.name, true, true) }},
+		{"sends nothing", 4, func(s *simulation, h *host, _ *dice) func() { return s.isolate(h.name, true, false) }},
+		{"hears nothing", 4, func(s *simulation, h *host, _ *dice) func() { return s.isolate(h.name, false, true) }},
+		{"cut from the registry", 8, func(s *simulation, h *host, _ *dice) func() {
+			return s.cut(link{h.name, consul}, link{consul, h.name})
+		}},
+		{"replies of the registry are lost", 4, func(s *simulation, h *host, _ *dice) func() { return s.cut(link{consul, h.name}) }},
+		{"bad network", 8, func(s *simulation, _ *host, d *dice) func() {
+			s.loss += 0.2
+			return func() { s.loss = max(0, s.loss-0.2) }
+		}},
+		{"registry down", 6, func(s *simulation, _ *host, _ *dice) func() { s.registryDown(); return s.registryUp }},
+		{"session dropped", 5, func(s *simulation, _ *host, _ *dice) func() { s.reg.drop(s.reg.view.Leader.Session); return nil }},
+		{"unit broken", 3, func(s *simulation, h *host, _ *dice) func() { return s.breakUnit(h, alwaysUnit) }},
+		{"PostgreSQL does not stop", 5, func(s *simulation, h *host, _ *dice) func() { return s.breakUnit(h, pgUnit) }},
+		{"slow disk", 5, func(s *simulation, h *host, _ *dice) func() {
+			s.slow[h.name] = true
+			return func() { s.slow[h.name] = false }
+		}},
+		{"state cannot be written", 4, func(s *simulation, h *host, _ *dice) func() { return s.refuseState(h) }},
+		{"promotion fails", 4, func(s *simulation, h *host, d *dice) func() { h.pg.failPromotes += 1 + d.below(2); return nil }},
+		{"rewind fails", 3, func(s *simulation, h *host, _ *dice) func() { h.pg.failRewinds++; return nil }},
+		{"clone fails", 3, func(s *simulation, h *host, _ *dice) func() { h.pg.failClones++; return nil }},
+		{"clock jumps", 3, func(s *simulation, h *host, _ *dice) func() { // what is dated is too old, or from the future
+			s.blind[h.name] = true
+			return func() { s.blind[h.name] = false }
+		}},
+		{"one standby is away, the others are slow", 3, func(s *simulation, h *host, _ *dice) func() { return s.dwindle(h) }},
+		{"handler freezes, another hears nothing of it", 3, func(s *simulation, h *host, d *dice) func() {
+			other := s.names[d.below(len(s.names))]
+			wake, heal := s.nap(h), s.cut(link{other, consul}, link{consul, other})
+			return func() {
+				if wake != nil {
+					wake()
+				}
+				heal()
+			}
+		}},
+		{"hand-over", 8, func(s *simulation, _ *host, d *dice) func() { s.handOver(d); return nil }},
+		{"option", 4, func(s *simulation, h *host, d *dice) func() { return s.setOption(h, d) }},
+		{"removed", 2, func(s *simulation, h *host, _ *dice) func() { s.remove(h); return nil }},
+		{"added", 2, func(s *simulation, _ *host, _ *dice) func() { s.addOne(); return nil }},
+	}
+}
+
+// moments are the calls at which a fault may lie in wait.
+var moments = []string{
+	"SetNextMaster", "Acquire", "SetSync", "Update", "Renew", "Release", "View", "watch",
+	"Slots", "SetQuorum", "Gate", "Promote", "Checkpoint", "PG.Detach", "Follow", "History", "Final", "Observe",
+	"Rewind", "rewinding", "cloning", "Start " + pgUnit, "Stop " + pgUnit, "Kill " + pgUnit,
+	"Detach a", "Detach b", "Detach c", "Report a", "Report b", "Vouch b", "Vouch c",
+	"journal lock", "journal promoted", "journal writable", "journal elected", "journal state", "journal handover",
+}
+
+// ambush is a fault that strikes when a handler comes to a certain call.
+type ambush struct {
+	moment string
+	on     string // host; empty: any
+	fault  fault
+	lasts  time.Duration
+}
+
+func pick(d *dice) fault {
+	sum := 0
+	for _, f := range faults() {
+		sum += f.weight
+	}
+	n := d.below(sum)
+	for _, f := range faults() {
+		if n -= f.weight; n < 0 {
+			return f
+		}
+	}
+	return fault{}
+}
+
+// nemesis brings on one fault after the other, and lays ambushes for more.
+func (s *simulation) nemesis() {
+	d := diceOf(s.seed, "nemesis", 0)
+	_ = sleep(s.ctx, d.upTo(3*time.Second))
+	for range 2 + d.below(8) {
+		s.mu.Lock()
+		lasts := d.between(20*ms, []time.Duration{200 * ms, time.Second, 4 * time.Second, 7 * time.Second}[d.below(4)])
+		f, on := pick(d), s.hosts[s.names[d.below(len(s.names))]]
+		if active := s.hosts[s.reg.view.NextMaster.Node]; d.chance(0.4) && active != nil {
+			on = active
+		}
+		if d.chance(0.5) {
+			a := ambush{[]string{"before ", "after "}[d.below(2)] + moments[d.below(len(moments))], "", f, lasts}
+			s.ambushes = append(s.ambushes, a)
+			s.tell("", "ambush: %s %s", f.name, a.moment)
+		} else {
+			s.begin(f, on, lasts, d)
+		}
+		s.mu.Unlock()
+		if sleep(s.ctx, d.upTo([]time.Duration{100 * ms, time.Second, 3 * time.Second}[d.below(3)])) != nil {
+			return
+		}
+	}
+}
+
+// begin starts a fault and sees to its end. The world is locked.
+func (s *simulation) begin(f fault, on *host, lasts time.Duration, d *dice) {
+	if s.calm {
+		return
+	}
+	s.tell(on.name, "FAULT: %s, for %s", f.name, lasts.Round(ms))
+	end := f.begin(s, on, d)
+	if end == nil {
+		return
+	}
+	s.nth++
+	id := s.nth
+	s.ends[id] = end
+	s.running.Go(func() {
+		_ = sleep(s.ctx, lasts)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if end := s.ends[id]; end != nil {
+			delete(s.ends, id)
+			s.tell(on.name, "over: %s", f.name)
+			end()
+			s.reg.touch()
+		}
+	})
+}
+
+// strike springs the ambush that waits for a call, if there is one.
+func (s *simulation) strike(p *proc, moment string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.ambushes) == 0 || p.gone || s.calm {
+		return
+	}
+	i := slices.IndexFunc(s.ambushes, func(a ambush) bool {
+		return a.moment == moment && (a.on == "" || a.on == p.name)
+	})
+	if i < 0 {
+		return
+	}
+	a := s.ambushes[i]
+	s.ambushes = slices.Delete(s.ambushes, i, i+1)
+	s.tell(p.name, "%s:", moment)
+	s.begin(a.fault, p.host, a.lasts, diceOf(s.seed, moment, uint64(i)))
+}
+
+// relax ends all faults and brings everything back that is a member.
+func (s *simulation) relax() {
+	s.mu.Lock()
+	s.calm, s.ambushes = true, nil
+	s.tell("", "the faults are over")
+	for id := 1; id <= s.nth; id++ {
+		if end := s.ends[id]; end != nil {
+			delete(s.ends, id)
+			end()
+		}
+	}
+	s.loss = 0
+	for _, name := range s.names {
+		pg := s.hosts[name].pg
+		pg.failPromotes, pg.failRewinds, pg.failClones = 0, 0, 0
+		s.powerOn(s.hosts[name])
+	}
+	s.reg.touch()
+	s.mu.Unlock()
+}
+
+func (s *simulation) cutPower(h *host) {
+	if h.dead {
+		return
+	}
+	s.kill(h)
+	h.dead = true
+	if h.thaw != nil {
+		close(h.thaw)
+		h.thaw = nil
+	}
+	h.pg.cutTo(h.pg.durable())
+	h.pg.stop(false)
+	clear(h.units.up)
+	s.whole()
+}
+
+// powerOn starts what does not run on a host.
+func (s *simulation) powerOn(h *host) {
+	if h.handler == nil && s.ctx.Err() == nil {
+		s.bootLocked(h)
+	}
+}
+
+// dwindle makes the sync set shrink to standbys that have not caught up, and ends
+// the active just when that is published.
+func (s *simulation) dwindle(away *host) func() {
+	active := s.reg.view.Leader.Node
+	if away.name == active || s.hosts[active] == nil {
+		return nil
+	}
+	heal := s.cut(link{away.name, active}, link{active, away.name})
+	for _, name := range s.names {
+		s.slow[name] = name != active && name != away.name
+	}
+	power := slices.IndexFunc(faults(), func(f fault) bool { return f.name == "power" })
+	s.ambushes = append(s.ambushes, ambush{"after SetSync", active, faults()[power], 3 * time.Second})
+	return func() {
+		heal()
+		clear(s.slow)
+	}
+}
+
+func (s *simulation) freeze(h *host) func() {
+	if h.dead || h.thaw != nil {
+		return nil
+	}
+	thaw := make(chan struct{})
+	h.thaw = thaw
+	return func() {
+		if h.thaw == thaw {
+			close(thaw)
+			h.thaw = nil
+		}
+	}
+}
+
+func (s *simulation) nap(h *host) func() {
+	if s.naps[h.name] != nil {
+		return nil
+	}
+	thaw := make(chan struct{})
+	s.naps[h.name] = thaw
+	return func() { close(thaw); delete(s.naps, h.name) }
+}
+
+func (s *simulation) cut(links ...link) func() {
+	for _, l := range links {
+		if l.from != l.to {
+			s.cuts[l]++
+		}
+	}
+	return func() {
+		for _, l := range links {
+			if l.from != l.to {
+				s.cuts[l]--
+			}
+		}
+	}
+}
+
+func (s *simulation) isolate(name string, out, in bool) func() {
+	var links []link
+	for _, other := range append(slices.Clone(s.names), consul) {
+		if out {
+			links = append(links, link{name, other})
+		}
+		if in {
+			links = append(links, link{other, name})
+		}
+	}
+	return s.cut(links...)
+}
+
+// registryDown stops Consul. It keeps its sessions, and gives them their whole
+// TTL when it is back.
+func (s *simulation) registryDown() { s.reg.down = true }
+
+func (s *simulation) registryUp() {
+	s.reg.down = false
+	for _, session := range s.reg.sessions {
+		session.ends.Reset(2*session.ttl + time.Duration(len(session.id)))
+	}
+}
+
+func (s *simulation) breakUnit(h *host, unit string) func() {
+	if h.units.stuck[unit] {
+		return nil
+	}
+	h.units.stuck[unit] = true
+	if unit != pgUnit {
+		h.units.up[unit] = false
+	}
+	return func() { h.units.stuck[unit] = false }
+}
+
+// refuseState puts a file where the folder of the state files should be.
+func (s *simulation) refuseState(h *host) func() {
+	dir := filepath.Join(s.dir, h.name)
+	if os.Rename(dir, dir+".away") != nil {
+		return nil
+	}
+	_ = os.WriteFile(dir, nil, 0o600)
+	s.refused[h.name] = true
+	return func() {
+		s.refused[h.name] = false
+		if err := os.Remove(dir); err != nil {
+			s.violate("%v", err)
+		}
+		if err := os.Rename(dir+".away", dir); err != nil {
+			s.violate("%v", err)
+		}
+		if !h.dead {
+			s.powerOn(h)
+		}
+	}
+}
+
+// handOver is an operator who asks the active node to make another one active.
+func (s *simulation) handOver(d *dice) {
+	from := s.hosts[s.reg.view.Leader.Node]
+	target := s.names[d.below(len(s.names))]
+	if from == nil || from.handler == nil {
+		return
+	}
+	handler := from.handler
+	s.running.Go(func() {
+		ctx, cancel := context.WithTimeout(s.ctx, 20*time.Second)
+		defer cancel()
+		err := handler.HandOver(ctx, target)
+		s.tell(from.name, "hand-over to %s: %v", target, err)
+	})
+}
+
+// setOption changes an option of a node until the fault is over.
+func (s *simulation) setOption(h *host, d *dice) func() {
+	n, member := s.reg.view.Nodes[h.name]
+	if !member {
+		return nil
+	}
+	o := cluster.Options{"no_failover": "true"}
+	if d.chance(0.5) {
+		o = cluster.Options{"priority": strconv.Itoa(d.below(200))}
+	}
+	set := func(o cluster.Options) {
+		if n, member = s.reg.view.Nodes[h.name]; member {
+			n.Options = o
+			s.reg.view.Nodes[h.name] = n
+		}
+		s.reg.touch()
+	}
+	set(o)
+	return func() { set(nil) }
+}
+
+// remove is an operator who takes a standby out of the cluster, once.
+func (s *simulation) remove(h *host) {
+	v := s.reg.view
+	if len(v.Nodes) < 3 || len(v.Removed) > 0 || slices.Contains([]string{v.NextMaster.Node, v.Leader.Node, v.Sync.Leader}, h.name) {
+		return
+	}
+	delete(s.reg.view.Nodes, h.name)
+	s.reg.view.Removed[h.name] = cluster.Tombstone{Node: h.name}
+	s.reg.touch()
+}
+
+// addOne is an operator who joins a new node to an active one, once.
+func (s *simulation) addOne() {
+	l := s.reg.view.Leader
+	if source := s.hosts[l.Node]; len(s.names) > s.nodes || !l.Held || !l.Ready || !source.pg.primary || source.dead {
+		return
+	}
+	name := string(rune('a' + len(s.names)))
+	h := s.newHost(name)
+	h.pg.take(s.hosts[l.Node].pg)
+	s.bootLocked(h)
+	s.reg.touch()
+}

@@ -1,0 +1,225 @@
+package handlerrunner
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+// streams is what a server of a simulation sends and receives. Stories need none
+// of it: their WAL is everywhere at once.
+type streams struct {
+	waiting  []commit           // for their quorum, oldest first
+	in       *stream            // what a standby receives by
+	out      map[string]*stream // who receives from this server
+	stopping bool               // clients are gone, standbys get the rest
+}
+
+// commit is a transaction, the number of records that hold it, and the latest
+// epoch in which somebody had acknowledged when it began.
+type commit struct {
+	id, end int
+	after   cluster.Epoch
+}
+
+// stream is a replication connection. Both sides notice its end by themselves.
+type stream struct {
+	from, to        *fakePG
+	sent, confirmed int       // records that the standby has on disk: as it said last, as was heard last
+	left, gone      bool      // by the standby; by the sender
+	heard           time.Time // when it last worked both ways
+}
+
+// silence is how long a connection survives a network that does not work.
+const silence = 3 * time.Second
+
+// durable is the number of records that are on disk.
+func (p *fakePG) durable() int { return len(p.wal) - p.unflushed }
+
+// lineAt is the timeline that the first n records end on.
+func (p *fakePG) lineAt(n int) cluster.Timeline {
+	for _, f := range p.history {
+		if cluster.LSN(n*recordSize) <= f.LSN {
+			return f.Timeline
+		}
+	}
+	return p.timeline
+}
+
+// cutTo forgets the records after the first n.
+func (p *fakePG) cutTo(n int) {
+	p.timeline = p.lineAt(n)
+	p.wal, p.unflushed = p.wal[:n:n], 0
+	p.history = before(p.history, p.timeline)
+}
+
+func before(h cluster.History, tl cluster.Timeline) cluster.History {
+	i := slices.IndexFunc(h, func(f cluster.Fork) bool { return f.Timeline >= tl })
+	if i < 0 {
+		i = len(h)
+	}
+	return slices.Clone(h[:i])
+}
+
+// has says that the commit is on disk here.
+func (p *fakePG) has(c commit) bool { return c.end <= p.durable() && p.wal[c.end-1] == c.id }
+
+// connected is the server that p receives from, as far as p knows.
+func (p *fakePG) connected() *fakePG {
+	if !p.running || p.in == nil {
+		return nil
+	}
+	return p.in.from
+}
+
+// downstreams are the standbys that p sends to, as far as p knows.
+func (p *fakePG) downstreams() (out []Downstream) {
+	for _, name := range slices.Sorted(maps.Keys(p.out)) {
+		out = append(out, Downstream{name, cluster.LSN(p.out[name].confirmed * recordSize)})
+	}
+	return out
+}
+
+// hangUp ends what p receives by.
+func (p *fakePG) hangUp() {
+	if p.in != nil {
+		p.in.left, p.in = true, nil
+	}
+}
+
+// closeStreams ends all connections of a server that stops.
+func (p *fakePG) closeStreams() {
+	p.hangUp()
+	for _, st := range p.out {
+		st.gone = true
+	}
+	p.out, p.waiting, p.stopping = nil, nil, false
+}
+
+// pump lets WAL pass, in steps of about 10 ms, as the dice say.
+func (s *simulation) pump() {
+	for sleep(s.ctx, 8*time.Millisecond+s.dice.upTo(4*time.Millisecond)) == nil {
+		s.mu.Lock()
+		for _, name := range s.names {
+			h := s.hosts[name]
+			if h.dead || h.frozen() || !h.pg.running {
+				continue
+			}
+			if !s.slow[name] && s.dice.chance(0.7) || s.dice.chance(0.03) {
+				h.pg.unflushed = 0
+			}
+			if h.pg.primary {
+				s.serve(h.pg)
+			} else {
+				s.receive(h.pg)
+			}
+			s.send(h.pg)
+			if h.pg.stopping && h.pg.sent() { // whoever asked for it may be gone
+				h.pg.stop(true)
+			}
+		}
+		if s.dice.chance(0.5) && !s.reg.down {
+			s.reg.checks()
+		}
+		s.judge()
+		s.check()
+		s.mu.Unlock()
+	}
+}
+
+// serve lets clients commit and tells them of what is confirmed.
+func (s *simulation) serve(p *fakePG) {
+	if p.stopping {
+		return
+	}
+	if p.gate && len(p.waiting) < 3 && s.dice.chance(0.4) {
+		s.commits++
+		p.wal = append(p.wal, s.commits)
+		p.unflushed++
+		p.waiting = append(p.waiting, commit{s.commits, len(p.wal), s.acking})
+	}
+	for len(p.waiting) > 0 && p.confirmed(p.waiting[0]) {
+		s.acknowledged(p, p.waiting[0])
+		p.waiting = p.waiting[1:]
+	}
+}
+
+func (p *fakePG) confirmed(c commit) bool {
+	have := 0
+	for name, st := range p.out {
+		if st.confirmed >= c.end && slices.Contains(p.quorum.Members, name) {
+			have++
+		}
+	}
+	return c.end <= p.durable() && have >= p.quorum.K
+}
+
+// receive connects a standby, or takes some of what its upstream has on disk.
+func (s *simulation) receive(p *fakePG) {
+	if p.in == nil {
+		s.connect(p)
+		return
+	}
+	st, up := p.in, p.in.from
+	hears := s.linked(up.h.name, p.h.name)
+	switch {
+	case st.gone && hears || time.Since(st.heard) > silence:
+		p.hangUp()
+		return
+	case st.gone || !hears || up.h.dead || up.h.frozen():
+		return
+	}
+	if last := len(p.wal) - 1; last >= len(up.wal) || p.wal[last] != up.wal[last] {
+		s.violate("%s streams from %s and has other WAL", p.h.name, up.h.name)
+		return
+	}
+	if rest := up.durable() - len(p.wal); rest > 0 && s.dice.chance(0.8) {
+		n := len(p.wal) + 1 + s.dice.below(rest)
+		p.unflushed += n - len(p.wal)
+		p.wal = append(p.wal, up.wal[len(p.wal):n]...)
+		if tl := up.lineAt(n); tl != p.timeline {
+			p.timeline, p.history = tl, before(up.history, tl)
+		}
+	}
+	if s.linked(p.h.name, up.h.name) {
+		st.heard = time.Now()
+		if s.dice.chance(0.8) {
+			st.confirmed, st.sent = st.sent, p.durable()
+		}
+	}
+}
+
+// connect makes a connection where PostgreSQL would: there is a slot, and the
+// WAL of the standby is on the way to that of its upstream.
+func (s *simulation) connect(p *fakePG) {
+	u := s.hosts[p.upstream]
+	if u == nil || u == p.h || u.dead || u.frozen() || !u.pg.running || u.pg.stopping || !s.dice.chance(0.3) ||
+		!s.linked(p.h.name, u.name) || !s.linked(u.name, p.h.name) {
+		return
+	}
+	here := cluster.Position{Timeline: p.timeline, LSN: cluster.LSN(len(p.wal) * recordSize)}
+	if !slices.Contains(u.pg.slots, p.h.name) || !u.pg.history.Contains(u.pg.timeline, here) || len(p.wal) > u.pg.durable() {
+		return
+	}
+	p.in = &stream{from: u.pg, to: p, heard: time.Now()}
+	if u.pg.out == nil {
+		u.pg.out = map[string]*stream{}
+	}
+	u.pg.out[p.h.name] = p.in
+}
+
+// send notices who has left. The last word of a standby may arrive after it.
+func (s *simulation) send(p *fakePG) {
+	for _, name := range slices.Sorted(maps.Keys(p.out)) {
+		st := p.out[name]
+		hears := s.linked(name, p.h.name)
+		if st.left && hears && s.dice.chance(0.5) {
+			st.confirmed = max(st.confirmed, st.sent)
+			delete(p.out, name)
+		} else if time.Since(st.heard) > silence {
+			delete(p.out, name)
+		}
+	}
+}
