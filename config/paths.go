@@ -39,6 +39,10 @@ func (l Layout) Files() string { return filepath.Join(l.Run, "files.json") }
 // Storage is where check-runner writes whether the database's disk takes writes.
 func (l Layout) Storage() string { return filepath.Join(l.Run, "storage.json") }
 
+// Lease is the switch that handler-runner holds while PostgreSQL may be open, and
+// consul-watcher watches.
+func (l Layout) Lease() string { return filepath.Join(l.Run, "lease") }
+
 // InitSocket is where the supervisor of a dev node answers.
 func (l Layout) InitSocket() string { return filepath.Join(l.Run, "init.sock") }
 

@@ -36,6 +36,11 @@ type Options struct {
 	Storage func() cluster.StorageReport // check-runner's, empty when it is old
 	Depart  func(context.Context) error  // leave Consul for good; may be repeated
 
+	// Hold tells the guard of this process, which ends PostgreSQL should the
+	// process freeze or die, until when it may be open; the zero time: nothing
+	// is to be guarded.
+	Hold func(until time.Time)
+
 	// PostgreSQL on this node; not looked at on a runner.
 	Postgres     Postgres
 	Replication  Replication
@@ -121,7 +126,7 @@ func New(o Options) (*Handler, error) {
 		o.Postgres, o.Replication, o.Directory, o.PostgresUnit = noDatabase{}, noDatabase{}, noDatabase{}, ""
 	}
 	h := &Handler{Options: o, wakeup: make(chan struct{}, 1), orders: make(chan order), moving: make(latch, 1), units: map[string]cluster.Tri{}, roster: roster{}}
-	h.tenure.log, h.tenure.wake, h.tenure.vouched = o.Log, h.wake, h.vouched
+	h.tenure.log, h.tenure.wake, h.tenure.vouched, h.tenure.hold = o.Log, h.wake, h.vouched, h.hold
 	d, err := statefile.Read[durable](o.State)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -267,6 +272,18 @@ func (h *Handler) step(ctx context.Context) {
 	}
 }
 
+// hold has the guard end PostgreSQL when the lease is over. While the cluster is
+// paused it is left alone.
+func (h *Handler) hold(until time.Time) {
+	h.mu.Lock()
+	paused := h.durable.Paused
+	h.mu.Unlock()
+	if paused {
+		until = time.Time{}
+	}
+	h.Hold(until)
+}
+
 // enter writes the new state down before anything is done about it.
 func (h *Handler) enter(d cluster.Decision) {
 	h.moving.Lock()
@@ -277,6 +294,9 @@ func (h *Handler) enter(d cluster.Decision) {
 	h.attempt, h.followed = cluster.Unknown, 0
 	h.mu.Unlock()
 	h.roster, h.slotted, h.changed = roster{}, nil, 0
+	if d.To != cluster.Promoting && d.To != cluster.Active {
+		h.Hold(time.Time{}) // this process sees to it itself
+	}
 	if d.To != cluster.Promoting {
 		// A promotion is on a clock, and one that was interrupted before it
 		// had the lock may as well have been a standby's.

@@ -30,6 +30,7 @@ type tenure struct {
 	// vouched asks the standbys whether they stand by the active of an epoch,
 	// so that no election can succeed for the lifetime of a lease.
 	vouched func(ctx context.Context, epoch cluster.Epoch) bool
+	hold    func(until time.Time) // tells who watches over this process
 
 	mu    sync.Mutex
 	lease Lease
@@ -47,6 +48,7 @@ func (t *tenure) begin(l Lease, epoch cluster.Epoch, asked time.Time, ttl time.D
 	t.lease, t.epoch, t.stop, t.done = l, epoch, stop, make(chan struct{})
 	t.until = asked.Add(lifetime(ttl))
 	done := t.done
+	t.hold(t.until)
 	t.mu.Unlock()
 	go func() {
 		defer close(done)
@@ -86,6 +88,7 @@ func (t *tenure) renew(ctx context.Context, l Lease, ttl time.Duration) {
 		switch {
 		case err == nil:
 			t.until = asked.Add(lifetime(ttl))
+			t.hold(t.until)
 		case gone:
 			t.until = time.Time{}
 		}

@@ -45,6 +45,7 @@ func (s *simulation) bootLocked(h *host) {
 		Divergence: simDivergence{&fakeDivergence{h}, p}, Storage: func() cluster.StorageReport { return cluster.StorageReport{} },
 		Verdict: p.verdict, Files: p.files,
 		Checkpoint: simPG{h.pg, p}.checkpoint,
+		Hold:       func(time.Time) {},
 		Depart: func(ctx context.Context) error {
 			return p.local(ctx, "Depart", 5*time.Millisecond, 50*time.Millisecond, func() error { h.departs++; return nil })
 		},

@@ -230,6 +230,7 @@ func (h *host) start() {
 		Files:      func() cluster.FilesReport { return cluster.FilesReport{Complete: cluster.Yes} },
 		Storage:    func() cluster.StorageReport { return cluster.StorageReport{Problem: h.pg.disk} },
 		Checkpoint: h.pg.checkpoint,
+		Hold:       func(time.Time) {},
 		Depart: func(context.Context) error {
 			h.w.mu.Lock()
 			defer h.w.mu.Unlock()

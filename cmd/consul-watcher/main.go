@@ -1,13 +1,20 @@
-// Command consul-watcher judges how well this node is connected, and keeps
-// Consul's Raft leader off the active node.
+// Command consul-watcher judges how well this node is connected, keeps Consul's
+// Raft leader off the active node, and ends PostgreSQL when handler-runner, frozen
+// or dead, lets the lease run out.
 package main
 
 import (
 	"context"
 	"net/netip"
 	"path/filepath"
+	"syscall"
+	"time"
 
+	"golang.org/x/sync/errgroup"
+
+	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/cmd/internal/daemon"
+	"github.com/understudy-ha/understudy/deadman"
 	"github.com/understudy-ha/understudy/node"
 	"github.com/understudy-ha/understudy/watcher"
 )
@@ -35,5 +42,23 @@ func run(ctx context.Context, host *node.Host) error {
 		// The cluster lives on one machine; no gateway lies between its nodes.
 		o.Gateway = func() (netip.Addr, bool) { return netip.Addr{}, false }
 	}
-	return watcher.Run(ctx, o)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return watcher.Run(ctx, o) })
+	group.Go(func() error {
+		deadman.Switch(host.Layout.Lease()).Watch(ctx, grace, func(ctx context.Context) error { return endPostgres(ctx, host) })
+		return nil
+	})
+	return group.Wait()
+}
+
+// grace is what handler-runner has to see by itself that its lease is over.
+const grace = 150 * time.Millisecond
+
+func endPostgres(ctx context.Context, host *node.Host) error {
+	if host.Record.Node.Kind == cluster.Runner {
+		return nil
+	}
+	err := host.Units().Kill(ctx, host.Config.Postgres.Unit, syscall.SIGKILL)
+	host.Log.Warn("PostgreSQL killed: the lease is over, and handler-runner has not fenced this node", "error", err)
+	return err
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/understudy-ha/understudy/api"
 	"github.com/understudy-ha/understudy/cluster"
+	"github.com/understudy-ha/understudy/deadman"
 	"github.com/understudy-ha/understudy/handlerrunner"
 	"github.com/understudy-ha/understudy/membership"
 	"github.com/understudy-ha/understudy/node"
@@ -59,10 +60,23 @@ func (a *adapters) options() handlerrunner.Options {
 			}
 			return f
 		},
+		Hold:         a.hold,
 		Checkpoint:   a.pg.Checkpoint,
 		Depart:       func(ctx context.Context) error { return membership.Depart(ctx, a.host, a.reg) },
 		PostgresUnit: c.Postgres.Unit, AlwaysUnits: c.Services.Always, LeaderUnits: c.Services.Leader,
 		Log: a.host.Log,
+	}
+}
+
+// hold tells consul-watcher until when PostgreSQL may be open.
+func (a *adapters) hold(until time.Time) {
+	s := deadman.Switch(a.host.Layout.Lease())
+	err := s.Release()
+	if !until.IsZero() {
+		err = s.Hold(until)
+	}
+	if err != nil {
+		a.host.Log.Error("nobody ends PostgreSQL should this process freeze", "error", err)
 	}
 }
 
