@@ -64,7 +64,7 @@ func (s *Server) export(ctx context.Context, r ExportRequest) (sum divergence.Su
 		}
 		connect = server.connect
 	}
-	e := &exporter{Server: s, ExportRequest: r, connect: connect, byXID: map[uint32]divergence.Commit{}, seen: map[uint32]bool{}}
+	e := &exporter{Server: s, ExportRequest: r, connect: connect, byXID: map[uint32]divergence.Commit{}, seen: map[uint32]bool{}, held: map[uint32]cluster.LSN{}}
 	err = e.gather(ctx)
 	if server != nil {
 		err = errors.Join(err, server.end())
@@ -92,7 +92,8 @@ type exporter struct {
 	found  *divergence.Summary // an earlier export of the same
 	writer *divergence.Writer
 	sum    divergence.Summary
-	seen   map[uint32]bool // transactions that were decoded
+	seen   map[uint32]bool        // transactions that were decoded
+	held   map[uint32]cluster.LSN // by database, from where on its slot holds what was committed
 }
 
 // gather reads everything that needs the server to run.
@@ -195,7 +196,7 @@ func (e *exporter) forkTime(ctx context.Context, c *pgx.Conn) (time.Time, error)
 func (e *exporter) finish(ctx context.Context) (divergence.Summary, error) {
 	missed := 0
 	for _, c := range e.scan.Commits {
-		if c.ChangesRows() && !e.seen[c.XID] && !c.ChangesSchema() {
+		if c.ChangesRows() && !e.seen[c.XID] && !(c.ChangesSchema() && e.decodable(c)) {
 			missed++
 		}
 	}
@@ -214,6 +215,15 @@ func (e *exporter) finish(ctx context.Context) (divergence.Summary, error) {
 	}
 	slices.SortStableFunc(e.sum.Schema, func(a, b divergence.Schema) int { return a.At.Compare(b.At) })
 	return e.writer.Commit(e.sum)
+}
+
+// decodable says whether the slots hold a transaction. If it changed the schema
+// and nothing of it was decoded, it only wrote a table anew.
+func (e *exporter) decodable(c divergence.Commit) bool {
+	return !slices.ContainsFunc(c.Databases(), func(db uint32) bool {
+		from, ok := e.held[db]
+		return !ok || c.LSN < from
+	})
 }
 
 func (e *exporter) missing(format string, args ...any) {

@@ -25,6 +25,7 @@ func (e *exporter) database(ctx context.Context, d database) error {
 		return err
 	}
 	if d.usable() {
+		e.held[uint32(d.oid)] = lsnOrZero(d.confirmed)
 		err = e.rows(ctx, c, d)
 	}
 	if err == nil {

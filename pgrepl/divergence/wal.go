@@ -40,6 +40,9 @@ func (c Commit) ChangesData() bool {
 // ChangesRows says whether it changed rows of tables.
 func (c Commit) ChangesRows() bool { return !c.own && len(c.data) > 0 }
 
+// Databases are those whose rows it changed.
+func (c Commit) Databases() []uint32 { return c.data }
+
 // ChangesSchema says whether it changed anything that is not rows of tables.
 func (c Commit) ChangesSchema() bool { return !c.own && len(c.catalogs) > 0 }
 
