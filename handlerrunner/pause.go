@@ -27,10 +27,11 @@ func (h *Handler) hearPause() {
 }
 
 // spared says that this node, active when the cluster was paused, is a primary
-// that stays open without a lease. The caller holds mu.
+// that stays open without a lease, unless an election has asked it since. The
+// caller holds mu.
 func (h *Handler) spared() bool {
 	other := h.view.Info != nil && h.view.NextMaster.Node != h.Node
-	return h.durable.State == cluster.Maintenance && h.durable.Paused && h.db.Primary == cluster.Yes && !other
+	return h.durable.State == cluster.Maintenance && h.durable.Paused && h.db.Primary == cluster.Yes && !other && h.durable.Promise <= h.durable.Tried
 }
 
 // retake takes the lock again for the epoch in which this node is active, when it
