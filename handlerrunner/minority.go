@@ -70,8 +70,7 @@ func (h *Handler) describe(ctx context.Context, a cluster.Answer) (cluster.Answe
 func (h *Handler) LastWrite(ctx context.Context, after cluster.LSN) (cluster.LastWrite, error) {
 	ctx, cancel := context.WithTimeout(ctx, weighWithin)
 	defer cancel()
-	at, err := h.Divergence.LastCommit(ctx, after)
-	return cluster.LastWrite{At: at, Clock: time.Now()}, err
+	return h.Divergence.LastCommit(ctx, after)
 }
 
 // rally chooses, with every node that this one reaches, who serves their part

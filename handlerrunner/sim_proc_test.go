@@ -42,7 +42,7 @@ func (s *simulation) bootLocked(h *host) {
 		Node: h.name, Version: "simulation", State: p.state, Known: p.state + ".view",
 		Store: &simStore{p}, Locks: &simLocks{p}, Postgres: simPG{h.pg, p}, Replication: simPG{h.pg, p}, Directory: simPG{h.pg, p},
 		Units: simUnits{h.units, p}, Peers: simPeers{p}, Parts: simPeers{p}, Journal: simJournal{p},
-		Divergence: simDivergence{&fakeDivergence{h}, p}, Storage: func() cluster.StorageReport { return cluster.StorageReport{} },
+		Divergence: simDivergence{&fakeDivergence{h}, p}, Storage: p.storage,
 		Verdict: p.verdict, Files: p.files,
 		Checkpoint: simPG{h.pg, p}.checkpoint,
 		Hold:       func(time.Time) {},
@@ -173,18 +173,6 @@ func (p *proc) after(d *dice, op string) error {
 	return p.awake(d)
 }
 
-func (p *proc) verdict() cluster.VerdictReport {
-	p.s.mu.Lock()
-	defer p.s.mu.Unlock()
-	switch alone := p.s.alone[p.name]; {
-	case p.s.blind[p.name]:
-		return cluster.VerdictReport{}
-	case !alone.IsZero() && time.Since(alone) > 2*time.Second:
-		return cluster.VerdictReport{Verdict: cluster.Minority, Reason: "cut off"}
-	}
-	return cluster.VerdictReport{Verdict: cluster.Majority}
-}
-
 func (p *proc) files() cluster.FilesReport {
 	p.s.mu.Lock()
 	defer p.s.mu.Unlock()
@@ -192,6 +180,12 @@ func (p *proc) files() cluster.FilesReport {
 		return cluster.FilesReport{}
 	}
 	return cluster.FilesReport{Complete: cluster.Yes}
+}
+
+func (p *proc) storage() cluster.StorageReport {
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	return cluster.StorageReport{Problem: p.pg.disk}
 }
 
 type simJournal struct{ p *proc }
@@ -203,6 +197,7 @@ func (j simJournal) Write(kind string, epoch cluster.Epoch, message string, _ an
 	s.mu.Lock()
 	if !j.p.gone {
 		s.tell(j.p.name, "journal: %s (epoch %d)", message, epoch)
+		s.count("journal: " + kind)
 		s.check()
 	}
 	s.mu.Unlock()

@@ -46,7 +46,7 @@ type world struct {
 	commits int
 	acked   []int
 	ackedBy map[string]time.Time // when each host last acknowledged a commit
-	madeAt  map[int]time.Time
+	madeAt  map[int]time.Time    // by the clock of the host
 
 	risky    []int // acknowledged in a minority: may end in an export
 	exported []int // by a node that was rewound
@@ -73,6 +73,7 @@ type host struct {
 	isolated bool          // its network is gone
 	mute     bool          // it cannot reach the registry
 	idle     bool          // no client writes here
+	fast     time.Duration // by so much its clock is; of commits only in simulations
 	lag      time.Duration // between a change in the registry and its view of it
 
 	handler *Handler
@@ -209,7 +210,7 @@ func (w *world) add(name string, kind cluster.Kind) *host {
 		}
 	}
 	w.hosts[name] = h
-	w.reg.view.Nodes[name] = cluster.Node{Name: name, Kind: kind}
+	w.reg.view.Nodes[name] = cluster.Node{Name: name, Kind: kind, Address: name}
 	if w.reg.view.NextMaster.Node == "" {
 		w.reg.view.NextMaster = cluster.Assignment{Node: name, Epoch: 1, Reason: "the cluster is started on it"}
 		w.reg.view.NextMasterIndex = w.reg.index + 1
