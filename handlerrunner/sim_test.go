@@ -27,9 +27,10 @@ var (
 
 const (
 	// healsWithin bounds the time from the end of all faults until everybody
-	// streams from one active node that takes writes: a standby that is stranded
-	// waits for 30 s before it is cloned.
-	healsWithin = 90 * time.Second
+	// streams from one active node that takes writes: a claim whose answer was
+	// lost is made again after claimWithin, and a standby that is stranded waits
+	// for 30 s before it is cloned.
+	healsWithin = claimWithin + 90*time.Second
 	maxHistory  = 4000 // lines
 	// maxSkew is how far apart clocks are that are kept well: clearly less than
 	// cluster.ClockSkew.
