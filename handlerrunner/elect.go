@@ -66,6 +66,9 @@ func (h *Handler) promise(epoch cluster.Epoch, seen uint64) (cluster.Epoch, erro
 		return now.Promise, nil
 	}
 	if err := h.keep(); err != nil {
+		h.mu.Lock() // what is not on disk is not promised, when it is asked for again either
+		h.durable.Promise, h.durable.PromiseAt = before.Promise, before.PromiseAt
+		h.mu.Unlock()
 		return 0, fmt.Errorf("keep the promise for epoch %d: %w", epoch, err)
 	}
 	return now.Promise, nil

@@ -12,8 +12,9 @@ import (
 
 // order asks the driver of an active node to hand over.
 type order struct {
-	target string   // empty: the best standby
-	claim  *claimed // the target has served a part, and its database goes on
+	target string          // empty: the best standby
+	claim  *claimed        // the target has served a part, and its database goes on
+	asked  context.Context // of whoever waits for it
 	done   chan error
 }
 
@@ -35,9 +36,10 @@ func (h *Handler) HandOver(ctx context.Context, target string) error {
 
 // order has the driver hand over.
 func (h *Handler) order(ctx context.Context, o order) error {
-	o.done = make(chan error, 1)
+	o.asked, o.done = ctx, make(chan error, 1)
 	select {
 	case h.orders <- o:
+		h.wake()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
