@@ -180,6 +180,8 @@ func (h *Handler) mayFollow(ctx context.Context, v cluster.View) (bool, error) {
 	switch {
 	case !l.Ready:
 		return true, h.embark(db.Position.Timeline+1, l)
+	case d.Side != nil: // what it takes from now on is the cluster's again
+		return true, h.embark(max(l.Timeline, db.Position.Timeline+1), l)
 	case v.SyncMode() == cluster.Async:
 		return true, h.embark(l.Timeline, l)
 	}
