@@ -132,6 +132,9 @@ func TestMembersAreServed(t *testing.T) {
 	if l, err := c.LastWrite(t.Context(), s.self, 60); err != nil || l.At.Unix() != 60 {
 		t.Errorf("last write: %+v, %v", l, err)
 	}
+	if check(t, c.Force(t.Context(), s.self)); s.node.forced != 1 {
+		t.Errorf("forced %d times", s.node.forced)
+	}
 	check(t, c.Claim(t.Context(), s.self, cluster.Answer{Node: "n9", Side: &cluster.Side{Leader: "n9"}}))
 	if len(s.node.claims) != 1 || s.node.claims[0].Node != "n2" || s.node.claims[0].Side == nil {
 		t.Errorf("claimed by %+v", s.node.claims)
@@ -176,6 +179,7 @@ func TestWhoIsRefused(t *testing.T) {
 		"detach":     func(c *api.Client) error { _, err := c.Detach(t.Context(), s.self, 8, 1); return err },
 		"vouch":      func(c *api.Client) error { return c.Vouch(t.Context(), s.self, "n2", 8) },
 		"rally":      func(c *api.Client) error { _, err := c.Rally(t.Context(), s.self); return err },
+		"force":      func(c *api.Client) error { return c.Force(t.Context(), s.self) },
 		"last-write": func(c *api.Client) error { _, err := c.LastWrite(t.Context(), s.self, 1); return err },
 		"claim":      func(c *api.Client) error { return c.Claim(t.Context(), s.self, cluster.Answer{Node: "n2"}) },
 		"set-active": func(c *api.Client) error { return c.SetActive(t.Context(), s.self, "n2") },
@@ -210,7 +214,7 @@ func TestWhoIsRefused(t *testing.T) {
 	for _, vote := range []string{"detach", "vouch", "rally", "claim", "last-write"} {
 		mustBe(t, calls[vote](runner), 403, api.CodeForbidden)
 	}
-	if len(s.node.asked)+len(s.node.targets)+len(s.node.vouched)+len(s.node.claims) != 0 {
+	if len(s.node.asked)+len(s.node.targets)+len(s.node.vouched)+len(s.node.claims)+s.node.forced != 0 {
 		t.Errorf("something was done: %v, %v, %v, %v", s.node.asked, s.node.targets, s.node.vouched, s.node.claims)
 	}
 	check(t, calls["report"](runner))

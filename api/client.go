@@ -78,6 +78,12 @@ func (c *Client) SetActive(ctx context.Context, active cluster.Node, target stri
 	return c.call(ctx, http.MethodPost, active, "set-active", SetActiveRequest{target}, nil)
 }
 
+// Force asks the node to become active although acknowledged commits may be
+// missing there.
+func (c *Client) Force(ctx context.Context, n cluster.Node) error {
+	return c.call(ctx, http.MethodPost, n, "force", struct{}{}, nil)
+}
+
 // Join asks the manager at address (IP:port) to let this node in.
 func (c *Client) Join(ctx context.Context, address string, in JoinRequest) (out JoinReply, err error) {
 	err = c.do(ctx, http.MethodPost, "https://"+address+"/api/v1/join", address, in, &out)

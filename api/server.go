@@ -76,6 +76,9 @@ func Handler(b Backend) http.Handler {
 			return struct{}{}, b.Voter.Claim(ctx, in)
 		})
 	}))
+	mux.Handle("POST /api/v1/force", b.members(func(w http.ResponseWriter, r *http.Request) {
+		answer(w, r, func(ctx context.Context, _ struct{}) (any, error) { return struct{}{}, b.Node.Force(ctx) })
+	}))
 	mux.Handle("POST /api/v1/last-write", b.managers(func(w http.ResponseWriter, r *http.Request) {
 		answer(w, r, func(ctx context.Context, in LastWriteRequest) (any, error) { return b.Voter.LastWrite(ctx, in.After) })
 	}))

@@ -16,6 +16,8 @@ type Node interface {
 	Mode() cluster.Mode // without I/O
 	Report(ctx context.Context) cluster.Report
 	HandOver(ctx context.Context, target string) error
+	// Force makes the node active although acknowledged commits may be missing.
+	Force(ctx context.Context) error
 }
 
 // StatusOptions shape the plain HTTP port.

@@ -25,6 +25,7 @@ type fakeNode struct {
 	targets []string
 	vouched []string // for whom
 	claims  []cluster.Answer
+	forced  int
 	err     error
 }
 
@@ -52,6 +53,11 @@ func (n *fakeNode) Rally(context.Context) (cluster.Answer, error) {
 
 func (n *fakeNode) Claim(_ context.Context, a cluster.Answer) error {
 	n.claims = append(n.claims, a)
+	return n.err
+}
+
+func (n *fakeNode) Force(context.Context) error {
+	n.forced++
 	return n.err
 }
 

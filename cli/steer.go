@@ -87,9 +87,10 @@ func printStatus(w io.Writer, s clusterStatus) {
 func setActiveCommand() *urfave.Command {
 	return &urfave.Command{
 		Name: "set-active", Usage: "make another node the active one", ArgsUsage: "NAME",
-		UsageText: "understudy cluster set-active [--timeout 60s] NAME\n\nexample: understudy cluster set-active beta",
-		Flags:     []urfave.Flag{timeoutFlag(60 * time.Second)},
-		Action:    setActive,
+		UsageText: "understudy cluster set-active [--timeout 60s] [--allow-data-loss] NAME\n\nexample: understudy cluster set-active beta",
+		Flags: []urfave.Flag{timeoutFlag(60 * time.Second),
+			&urfave.BoolFlag{Name: "allow-data-loss", Usage: "when no node is active and none is elected: promote NAME, although commits that were acknowledged may be missing there"}},
+		Action: setActive,
 	}
 }
 
@@ -114,20 +115,22 @@ func setActive(c *urfave.Context) error {
 		return unknownNode(target)
 	}
 	from, err := active(view)
-	if err != nil {
-		return err
-	}
-	if from.Name == target {
+	step, name := func() error { return m.peers.SetActive(ctx, from, target) }, "hand over from "+from.Name+" to "+target
+	switch {
+	case err != nil && c.Bool("allow-data-loss"):
+		step, name = func() error { return m.peers.Force(ctx, view.Nodes[target]) }, "promote "+target+", whatever it lacks"
+	case err != nil:
+		return fmt.Errorf("%w\nA node is elected by itself when enough members are there. If those that are not are lost for good, --allow-data-loss promotes %s all the same", err, target)
+	case from.Name == target:
 		return fmt.Errorf("%s is already the active node", target)
 	}
 	began := time.Now()
 	p := newProgress(c)
-	p.begin("hand over from " + from.Name + " to " + target)
-	err = m.peers.SetActive(ctx, from, target)
-	if err == nil {
+	p.begin(name)
+	if err = step(); err == nil {
 		err = m.awaitActive(ctx, target)
 	}
-	p.end("hand over from "+from.Name+" to "+target, err)
+	p.end(name, err)
 	if err != nil {
 		return err
 	}

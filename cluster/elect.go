@@ -40,6 +40,9 @@ type Ballot struct {
 	Target  string   // of a hand-over: wins among equals
 	Exclude []string // who must not win, such as the node that hands over
 	Avoid   []string // who wins only if nobody else can; see Unconfirmed
+	// Forced: an operator names Target, although acknowledged commits may be
+	// missing there.
+	Forced bool
 }
 
 // Passed is a node that did not win, and why.
@@ -67,6 +70,9 @@ type Outcome struct {
 // among all that answered, or furthest among the electable when these alone are
 // enough.
 func Elect(b Ballot) Outcome {
+	if b.Forced {
+		return forced(b)
+	}
 	if len(b.Avoid) > 0 {
 		others := b
 		others.Exclude, others.Avoid = slices.Concat(b.Exclude, b.Avoid), nil
@@ -99,6 +105,20 @@ func Elect(b Ballot) Outcome {
 		v.pass(a.Node, why(b, best, a))
 	}
 	return Outcome{Winner: best.Node, Reason: fmt.Sprintf("%s is furthest, at %s", best.Node, best.Position), Passed: v.passed}
+}
+
+// forced names the target, if it is there and can be active at all.
+func forced(b Ballot) Outcome {
+	reason := "it has not answered"
+	for _, a := range b.Answers {
+		if a.Node != b.Target {
+			continue
+		}
+		if reason = cmp.Or(unsound(b, a), unfit(b, a)); reason == "" {
+			return Outcome{Winner: a.Node, Reason: fmt.Sprintf("an operator named %s, at %s, and accepts that acknowledged commits may be missing there", a.Node, a.Position)}
+		}
+	}
+	return Outcome{Reason: "an operator named " + b.Target, Passed: []Passed{{b.Target, reason}}}
 }
 
 // Unconfirmed names the node that the last election named and that never opened

@@ -77,7 +77,10 @@ func TestElect(t *testing.T) {
 			b.View.Leader = Leader{Node: "a", Epoch: 5, Timeline: 1}
 			b.Answers, b.Avoid = []Answer{sound("a", 200), sound("c", 100)}, Unconfirmed(b.View)
 		}, "a", ""},
-		"before the first epoch anybody will do": {func(b *Ballot) { b.View.Sync = SyncSet{}; b.Answers = b.Answers[1:] }, "c", ""},
+		"before the first epoch anybody will do":   {func(b *Ballot) { b.View.Sync = SyncSet{}; b.Answers = b.Answers[1:] }, "c", ""},
+		"forced, by an operator: whoever is named": {func(b *Ballot) { b.Forced, b.Target, b.Answers = true, "c", b.Answers[1:] }, "c", "may be missing"},
+		"forced, but not there":                    {func(b *Ballot) { b.Forced, b.Target = true, "a" }, "", "an operator named a"},
+		"forced, but not a whole copy":             {func(b *Ballot) { b.Forced, b.Target, b.Answers[1].Complete = true, "c", No }, "", "an operator named c"},
 		"a runner is not made active": {func(b *Ballot) {
 			n := b.View.Nodes["b"]
 			n.Kind = Runner

@@ -33,6 +33,21 @@ func (h *Handler) HandOver(ctx context.Context, target string) error {
 	return h.order(ctx, order{target: target})
 }
 
+// Force makes this node the active one although acknowledged commits may be
+// missing here: an operator knows that the nodes which hold them are lost. It is
+// refused while a node is active. What it names is confirmed by promotion as ever.
+func (h *Handler) Force(ctx context.Context) error {
+	began := time.Now()
+	view, err := h.Store.View(ctx)
+	if err != nil {
+		return fmt.Errorf("force: %w", err)
+	}
+	if view.Leader.Held {
+		return fmt.Errorf("force: %s holds the leader lock", view.Leader.Node)
+	}
+	return h.ballot(ctx, cluster.Ballot{View: view, Epoch: h.nextEpoch(view), Target: h.Node, Forced: true}, began)
+}
+
 // order has the driver hand over.
 func (h *Handler) order(ctx context.Context, o order) error {
 	o.done = make(chan error, 1)

@@ -198,6 +198,15 @@ var slow = map[string]func(*world, *host, []string) error{
 		}
 		return nil
 	},
+	"force": func(w *world, h *host, _ []string) error { // an operator insists
+		err := h.handler.Force(context.Background())
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if err != nil {
+			w.note("", "refused: %v", err)
+		}
+		return nil
+	},
 	// A request that was on its way for long: of an election that can still
 	// name somebody, or with "late", of one that was forestalled meanwhile.
 	"detach": func(w *world, h *host, args []string) error {
