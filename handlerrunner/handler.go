@@ -126,7 +126,7 @@ func New(o Options) (*Handler, error) {
 		o.Postgres, o.Replication, o.Directory, o.PostgresUnit = noDatabase{}, noDatabase{}, noDatabase{}, ""
 	}
 	h := &Handler{Options: o, wakeup: make(chan struct{}, 1), orders: make(chan order), moving: make(latch, 1), units: map[string]cluster.Tri{}, roster: roster{}}
-	h.tenure.log, h.tenure.wake, h.tenure.vouched, h.tenure.hold = o.Log, h.wake, h.vouched, h.hold
+	h.tenure.log, h.tenure.wake, h.tenure.vouched, h.tenure.hold, h.tenure.retake = o.Log, h.wake, h.vouched, h.hold, h.relock
 	d, err := statefile.Read[durable](o.State)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
