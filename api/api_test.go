@@ -119,7 +119,7 @@ func TestMembersAreServed(t *testing.T) {
 		t.Errorf("report %+v, %v", r, err)
 	}
 	a, err := c.Detach(t.Context(), s.self, 8, 1)
-	if err != nil || a.Epoch != 8 || a.Node != "n1" || a.Complete != cluster.Yes || a.Position != (cluster.Position{Timeline: 2, LSN: 0x3000060}) {
+	if err != nil || s.node.by != "n2" || a.Epoch != 8 || a.Node != "n1" || a.Complete != cluster.Yes || a.Position != (cluster.Position{Timeline: 2, LSN: 0x3000060}) {
 		t.Errorf("answer %+v, %v", a, err)
 	}
 	check(t, c.Vouch(t.Context(), s.self, "n9", 8)) // the certificate tells who asks

@@ -20,7 +20,8 @@ type Admitter interface {
 
 // Voter takes part in elections.
 type Voter interface {
-	Detach(ctx context.Context, epoch cluster.Epoch, seen uint64) (cluster.Answer, error)
+	// Detach answers the election that the node by holds.
+	Detach(ctx context.Context, by string, epoch cluster.Epoch, seen uint64) (cluster.Answer, error)
 	Vouch(ctx context.Context, active string, epoch cluster.Epoch) error
 	// Rally tells a node of the same part that is cut off where this one stands.
 	Rally(ctx context.Context) (cluster.Answer, error)
@@ -57,8 +58,9 @@ func Handler(b Backend) http.Handler {
 		reply(w, http.StatusOK, b.Node.Report(r.Context()))
 	}))
 	mux.Handle("POST /api/v1/detach", b.managers(func(w http.ResponseWriter, r *http.Request) {
+		by, _ := b.Caller(r.TLS)
 		answer(w, r, func(ctx context.Context, in DetachRequest) (any, error) {
-			return b.Voter.Detach(ctx, in.Epoch, in.Seen)
+			return b.Voter.Detach(ctx, by, in.Epoch, in.Seen)
 		})
 	}))
 	mux.Handle("POST /api/v1/vouch", b.managers(func(w http.ResponseWriter, r *http.Request) {

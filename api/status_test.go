@@ -26,6 +26,7 @@ type fakeNode struct {
 	vouched []string // for whom
 	claims  []cluster.Answer
 	forced  int
+	by      string // who asked
 	err     error
 }
 
@@ -37,8 +38,8 @@ var (
 func (n *fakeNode) Mode() cluster.Mode                    { return n.mode }
 func (n *fakeNode) Report(context.Context) cluster.Report { return n.report }
 
-func (n *fakeNode) Detach(_ context.Context, epoch cluster.Epoch, _ uint64) (cluster.Answer, error) {
-	n.asked = append(n.asked, epoch)
+func (n *fakeNode) Detach(_ context.Context, by string, epoch cluster.Epoch, _ uint64) (cluster.Answer, error) {
+	n.asked, n.by = append(n.asked, epoch), by
 	return cluster.Answer{Node: n.report.Node, Epoch: epoch, Complete: cluster.Yes, Position: cluster.Position{Timeline: 2, LSN: 0x3000060}}, n.err
 }
 

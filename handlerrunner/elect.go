@@ -21,8 +21,9 @@ const (
 // given one, ends the reception of WAL, and tells how far this node has come.
 // The election has seen the leader key free at the index seen, and can name
 // nobody once that key has changed. While this node is active and its lease is
-// valid it refuses. A runner promises nothing.
-func (h *Handler) Detach(ctx context.Context, epoch cluster.Epoch, seen uint64) (cluster.Answer, error) {
+// valid it refuses, and while it stands by an active node other than by, which
+// asks. A runner promises nothing.
+func (h *Handler) Detach(ctx context.Context, by string, epoch cluster.Epoch, seen uint64) (cluster.Answer, error) {
 	if h.Kind == cluster.Runner {
 		return cluster.Answer{}, fmt.Errorf("detach %s: %w", h.Node, errNoDatabase)
 	}
@@ -31,8 +32,8 @@ func (h *Handler) Detach(ctx context.Context, epoch cluster.Epoch, seen uint64) 
 	if valid, held := h.tenure.valid(time.Now()); valid {
 		return cluster.Answer{}, fmt.Errorf("%s is active and holds the lease of epoch %d", h.Node, held)
 	}
-	if h.stands() {
-		return cluster.Answer{}, fmt.Errorf("%s stands by the active node, which Consul did not hear", h.Node)
+	if active := h.standsBy(); active != "" && active != by {
+		return cluster.Answer{}, fmt.Errorf("%s stands by the active node, %s, which Consul did not hear", h.Node, active)
 	}
 	if h.serves() {
 		return cluster.Answer{}, fmt.Errorf("%s serves a part of the cluster that was cut off, and does not know yet that it is whole", h.Node)
@@ -256,7 +257,7 @@ func (h *Handler) askOne(ctx context.Context, node cluster.Node, b cluster.Ballo
 	var a cluster.Answer
 	var err error
 	if node.Name == h.Node {
-		a, err = h.Detach(ctx, b.Epoch, b.View.LeaderIndex)
+		a, err = h.Detach(ctx, h.Node, b.Epoch, b.View.LeaderIndex)
 	} else {
 		a, err = h.Peers.Detach(ctx, node, b.Epoch, b.View.LeaderIndex)
 	}

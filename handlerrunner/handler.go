@@ -109,7 +109,9 @@ type Handler struct {
 	tip      tip           // of the active, asked once per epoch
 	departed bool          // Depart was done
 	retiring bool          // the host goes down
-	vouches  time.Time     // until then this node does not detach from its active
+	vouches  time.Time     // until then this node does not detach from vouchedFor
+
+	vouchedFor string
 
 	// The driver's own:
 	strayed  time.Time     // since when the standby does not stream

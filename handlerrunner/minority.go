@@ -17,7 +17,7 @@ func (h *Handler) Rally(ctx context.Context) (cluster.Answer, error) {
 	h.moving.Lock()
 	defer h.moving.Unlock()
 	a := cluster.Answer{Node: h.Node, Verdict: h.Verdict().Verdict}
-	if valid, _ := h.tenure.valid(time.Now()); valid || h.stands() {
+	if valid, _ := h.tenure.valid(time.Now()); valid || h.standsBy() != "" {
 		a.Verdict = cluster.Majority // the lease is held with those who vouch
 		return a, nil
 	}

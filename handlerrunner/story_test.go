@@ -220,7 +220,7 @@ var slow = map[string]func(*world, *host, []string) error{
 		if len(args) > 1 && args[1] == "late" {
 			seen--
 		}
-		a, err := h.handler.Detach(context.Background(), cluster.Epoch(epoch), seen)
+		a, err := h.handler.Detach(context.Background(), "", cluster.Epoch(epoch), seen)
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if err != nil {

@@ -338,7 +338,7 @@ func (p *fakePeers) Detach(ctx context.Context, node cluster.Node, epoch cluster
 	if err != nil {
 		return cluster.Answer{}, err
 	}
-	return handler.Detach(ctx, epoch, seen)
+	return handler.Detach(ctx, p.h.name, epoch, seen)
 }
 
 func (p *fakePeers) Vouch(ctx context.Context, node cluster.Node, active string, epoch cluster.Epoch) error {
