@@ -29,7 +29,9 @@ const ttl = time.Second
 
 // begun returns a tenure of epoch 7 that was asked for at asked; woken is closed
 // when it has ended.
-func begun(l Lease, asked time.Time) (t *tenure, woken chan struct{}) { return vouchedFor(l, asked, false) }
+func begun(l Lease, asked time.Time) (t *tenure, woken chan struct{}) {
+	return vouchedFor(l, asked, false)
+}
 
 // vouchedFor is begun where the standbys vouch, or do not, while Consul is silent.
 func vouchedFor(l Lease, asked time.Time, vouched bool) (t *tenure, woken chan struct{}) {
