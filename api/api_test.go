@@ -136,8 +136,8 @@ func TestMembersAreServed(t *testing.T) {
 	if len(s.node.claims) != 1 || s.node.claims[0].Node != "n2" || s.node.claims[0].Side == nil {
 		t.Errorf("claimed by %+v", s.node.claims)
 	}
-	check(t, c.SetActive(t.Context(), s.self, "n2"))
-	if len(s.node.targets) != 1 || s.node.targets[0] != "n2" || len(s.node.asked) != 1 || s.node.asked[0] != 8 {
+	check(t, c.SetActive(t.Context(), s.self, api.SetActiveRequest{Node: "n2"}))
+	if len(s.node.targets) != 1 || s.node.targets[0] != "n2: asked for by an operator, on n2" || len(s.node.asked) != 1 || s.node.asked[0] != 8 {
 		t.Errorf("asked for %v, handed over to %v", s.node.asked, s.node.targets)
 	}
 }
@@ -178,7 +178,7 @@ func TestWhoIsRefused(t *testing.T) {
 		"rally":      func(c *api.Client) error { _, err := c.Rally(t.Context(), s.self); return err },
 		"last-write": func(c *api.Client) error { _, err := c.LastWrite(t.Context(), s.self, 1); return err },
 		"claim":      func(c *api.Client) error { return c.Claim(t.Context(), s.self, cluster.Answer{Node: "n2"}) },
-		"set-active": func(c *api.Client) error { return c.SetActive(t.Context(), s.self, "n2") },
+		"set-active": func(c *api.Client) error { return c.SetActive(t.Context(), s.self, api.SetActiveRequest{Node: "n2"}) },
 		"divergence": func(c *api.Client) error { return c.Divergences(t.Context(), s.self, nil) },
 		"changes":    func(c *api.Client) error { _, err := c.DivergenceChanges(t.Context(), s.self, "d1"); return err },
 	}
@@ -241,11 +241,11 @@ func TestJoinNeedsNoCertificate(t *testing.T) {
 func TestBackendErrors(t *testing.T) {
 	s := serve(t, standby(), admitter{})
 	c := api.NewClient(s.as(t, "n2"))
-	mustBe(t, c.SetActive(t.Context(), s.self, "n2"), 409, api.CodeNotActive)
+	mustBe(t, c.SetActive(t.Context(), s.self, api.SetActiveRequest{Node: "n2"}), 409, api.CodeNotActive)
 	s = serve(t, active(), admitter{})
 	s.node.err = errors.New("n2 is offline")
 	c = api.NewClient(s.as(t, "n2"))
-	err := c.SetActive(t.Context(), s.self, "n2")
+	err := c.SetActive(t.Context(), s.self, api.SetActiveRequest{Node: "n2"})
 	mustBe(t, err, 409, api.CodeFailed)
 	if !strings.Contains(err.Error(), "n1") || !strings.Contains(err.Error(), "n2 is offline") {
 		t.Errorf("%v does not say who answered what", err)

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -84,8 +85,12 @@ func Handler(b Backend) http.Handler {
 			fail(w, Errorf(http.StatusConflict, CodeNotActive, "this node is not the active one"))
 			return
 		}
+		by, _ := b.Caller(r.TLS)
 		answer(w, r, func(ctx context.Context, in SetActiveRequest) (any, error) {
-			return struct{}{}, b.Node.HandOver(ctx, in.Node)
+			if in.Check {
+				return struct{}{}, b.Node.MayHandOver(ctx, in.Node)
+			}
+			return struct{}{}, b.Node.HandOver(ctx, in.Node, cmp.Or(in.Why, "asked for by an operator")+", on "+by)
 		})
 	}))
 	b.divergences(mux)
@@ -114,7 +119,9 @@ type LastWriteRequest struct {
 
 // SetActiveRequest is the body of POST /api/v1/set-active.
 type SetActiveRequest struct {
-	Node string `json:"node"` // empty: the best standby
+	Node  string `json:"node"`            // empty: the best standby
+	Check bool   `json:"check,omitempty"` // only say whether it would be refused
+	Why   string `json:"why,omitempty"`   // for the history; empty: an operator asked
 }
 
 // members lets only callers through whose certificate names a present member:

@@ -7,8 +7,8 @@ import (
 
 	urfave "github.com/urfave/cli/v2"
 
+	"github.com/understudy-ha/understudy/api"
 	"github.com/understudy-ha/understudy/cluster"
-	"github.com/understudy-ha/understudy/registry"
 )
 
 // clusterStatus is what cluster status shows.
@@ -123,7 +123,7 @@ func setActive(c *urfave.Context) error {
 	began := time.Now()
 	p := newProgress(c)
 	p.begin("hand over from " + from.Name + " to " + target)
-	err = m.peers.SetActive(ctx, from, target)
+	err = m.peers.SetActive(ctx, from, api.SetActiveRequest{Node: target})
 	if err == nil {
 		err = m.awaitActive(ctx, target)
 	}
@@ -157,7 +157,7 @@ func eventsCommand() *urfave.Command {
 			defer m.close()
 			since := time.Now().Add(-c.Duration("since"))
 			if c.Bool("follow") {
-				return m.reg.WatchEvents(c.Context, since, func(e registry.Event) { printEvents(out(c), []registry.Event{e}) })
+				return m.reg.WatchEvents(c.Context, since, func(e cluster.Event) { printEvents(out(c), []cluster.Event{e}) })
 			}
 			events, err := m.reg.Events(c.Context, since)
 			if err != nil {
@@ -168,7 +168,7 @@ func eventsCommand() *urfave.Command {
 	}
 }
 
-func printEvents(w io.Writer, events []registry.Event) {
+func printEvents(w io.Writer, events []cluster.Event) {
 	for _, e := range events {
 		fmt.Fprintf(w, "%s  epoch %-4d %-10s %-9s %s\n", e.At.Local().Format("2006-01-02 15:04:05.000"), e.Epoch, e.Node, e.Kind, e.Message)
 	}

@@ -214,7 +214,7 @@ func (h *Handler) serve(ctx context.Context) error {
 		return fmt.Errorf("serve the minority: %w", err)
 	}
 	h.promoted(nil)
-	h.Journal.Write("minority", view.NextMaster.Epoch,
+	h.Journal.Write(cluster.EventMinority, view.NextMaster.Epoch,
 		fmt.Sprintf("%s serves the minority: what is written there is at risk until the cluster is whole", h.Node), h.Verdict())
 	if err := h.Checkpoint(ctx); err != nil { // see trap 19 in promote
 		h.Log.Warn("no checkpoint after the promotion", "error", err)

@@ -55,6 +55,6 @@ func (h *Handler) retake(ctx context.Context) error {
 	h.mu.Lock()
 	h.durable.Session = lease.ID()
 	h.mu.Unlock()
-	h.Journal.Write("lock", l.Epoch, h.Node+" holds the leader lock again", nil)
+	h.Journal.Write(cluster.EventLock, l.Epoch, h.Node+" holds the leader lock again", nil)
 	return h.keep()
 }

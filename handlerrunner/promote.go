@@ -57,7 +57,7 @@ func (h *Handler) promote(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
-	h.Journal.Write("promoted", epoch, fmt.Sprintf("%s ended recovery at %s", h.Node, start), start)
+	h.Journal.Write(cluster.EventPromoted, epoch, fmt.Sprintf("%s ended recovery at %s", h.Node, start), start)
 	var quorum cluster.Quorum
 	gathered, both := errgroup.WithContext(ctx)
 	gathered.Go(func() (err error) {
@@ -77,7 +77,7 @@ func (h *Handler) promote(ctx context.Context) error {
 	if err := h.Postgres.Gate(ctx, true); err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
-	h.Journal.Write("writable", epoch, fmt.Sprintf("%s accepts writes, confirmed by %s", h.Node, quorum), quorum)
+	h.Journal.Write(cluster.EventWritable, epoch, fmt.Sprintf("%s accepts writes, confirmed by %s", h.Node, quorum), quorum)
 	open := cluster.Leader{Node: h.Node, Epoch: epoch, Ready: true, Timeline: start.Timeline}
 	if err := lease.Update(ctx, open); err != nil {
 		return fmt.Errorf("promote: %w", err)
@@ -129,7 +129,7 @@ func (h *Handler) takeLock(ctx context.Context, epoch cluster.Epoch) (Lease, err
 	h.mu.Unlock()
 	err = h.keep()
 	h.moving.Unlock()
-	h.Journal.Write("lock", epoch, h.Node+" holds the leader lock", nil)
+	h.Journal.Write(cluster.EventLock, epoch, h.Node+" holds the leader lock", nil)
 	return lease, err
 }
 
