@@ -77,6 +77,12 @@ func (c *Client) SetActive(ctx context.Context, active cluster.Node, in SetActiv
 	return c.call(ctx, http.MethodPost, active, "set-active", in, nil)
 }
 
+// Drill asks the active node to make, or to drop, what the writer of a drill
+// needs.
+func (c *Client) Drill(ctx context.Context, active cluster.Node, open bool) error {
+	return c.call(ctx, http.MethodPost, active, "drill", DrillRequest{open}, nil)
+}
+
 // Join asks the manager at address (IP:port) to let this node in.
 func (c *Client) Join(ctx context.Context, address string, in JoinRequest) (out JoinReply, err error) {
 	err = c.do(ctx, http.MethodPost, "https://"+address+"/api/v1/join", address, in, &out)
