@@ -60,7 +60,7 @@ func (h *Handler) tellFollowing(o cluster.Observation) {
 		h.told.follows = 0
 		return
 	}
-	if o.Fresh != cluster.Yes || !l.Held || !l.Ready || l.Epoch == h.told.follows || !h.upstreamIs(l.Epoch) || db.Upstream != o.View.Nodes[l.Node].Address {
+	if l.Epoch == h.told.follows || !h.attached(o, db) {
 		return
 	}
 	h.told.follows = l.Epoch

@@ -197,7 +197,7 @@ func (w *world) add(name string, kind cluster.Kind) *host {
 		}
 	}
 	w.hosts[name] = h
-	w.reg.view.Nodes[name] = cluster.Node{Name: name, Kind: kind}
+	w.reg.view.Nodes[name] = cluster.Node{Name: name, Kind: kind, Address: name}
 	if w.reg.view.NextMaster.Node == "" {
 		w.reg.view.NextMaster = cluster.Assignment{Node: name, Epoch: 1, Reason: "the cluster is started on it"}
 		w.reg.view.NextMasterIndex = w.reg.index + 1
