@@ -23,6 +23,7 @@ type fakeNode struct {
 	report  cluster.Report
 	asked   []cluster.Epoch
 	targets []string
+	drilled []bool
 	vouched []string // for whom
 	claims  []cluster.Answer
 	err     error

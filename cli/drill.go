@@ -97,6 +97,10 @@ func printDrill(w io.Writer, r drill.Report) {
 	for _, f := range r.Checked {
 		nodes = append(nodes, f.Node)
 	}
-	fmt.Fprintf(w, "\nwrites    %d sent, %d acknowledged, %d indeterminate, %d lost\n", r.Written, r.Acknowledged, r.Indeterminate, r.Lost)
-	fmt.Fprintf(w, "checked   row by row on %s\n", orDash(strings.Join(nodes, ", ")))
+	fmt.Fprintf(w, "\nwrites    %d sent, %d acknowledged, %d indeterminate\n", r.Written, r.Acknowledged, r.Indeterminate)
+	if len(nodes) == 0 {
+		fmt.Fprintln(w, "lost      not known: the rows were not looked for")
+		return
+	}
+	fmt.Fprintf(w, "lost      %d, looked for row by row on %s\n", r.Lost, strings.Join(nodes, ", "))
 }

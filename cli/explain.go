@@ -87,7 +87,7 @@ func printChange(w io.Writer, c history.Change) {
 		fmt.Fprintf(w, "%-10s %s\n", label, strings.TrimRight(fmt.Sprintf(format, args...), " "))
 	}
 	line("why", "%s", c.Why)
-	for i, s := range c.Seen {
+	for i, s := range together(c.Seen) {
 		line(once("seen", i), "%s by %s: %s", s.At.Local().Format(withMillis), s.Node, s.What)
 	}
 	for i, a := range c.Answers {
@@ -124,6 +124,19 @@ func printChange(w io.Writer, c history.Change) {
 	} else if c.From != "" {
 		line("outage", "%d ms from the first sign until %s accepted writes; clients may have waited before that sign", c.OutageMs, c.Winner)
 	}
+}
+
+// together makes one line of what several nodes observed alike.
+func together(seen []history.Sighting) (list []history.Sighting) {
+	for _, s := range seen {
+		i := slices.IndexFunc(list, func(o history.Sighting) bool { return o.What == s.What })
+		if i < 0 {
+			list = append(list, s)
+		} else {
+			list[i].Node += ", " + s.Node
+		}
+	}
+	return list
 }
 
 // once is the label of the first line of several.

@@ -69,8 +69,8 @@ type Report struct {
 	Written       int             `json:"written"`
 	Acknowledged  int             `json:"acknowledged"`
 	Indeterminate int             `json:"indeterminate"` // of them nobody was told whether they are there
-	Lost          int             `json:"lost"`          // acknowledged, and not on some node
-	Checked       []probe.Finding `json:"checked"`       // the active node first
+	Lost          int             `json:"lost"`          // acknowledged, and not on one of Checked
+	Checked       []probe.Finding `json:"checked"`       // the active node first; none: the rows were not looked for
 }
 
 // run is a drill under way.
