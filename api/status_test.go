@@ -23,6 +23,7 @@ type fakeNode struct {
 	report  cluster.Report
 	asked   []cluster.Epoch
 	targets []string
+	drilled []bool
 	vouched []string // for whom
 	claims  []cluster.Answer
 	forced  int
@@ -66,8 +67,13 @@ func (n *fakeNode) LastWrite(_ context.Context, after cluster.LSN) (cluster.Last
 	return cluster.LastWrite{At: time.Unix(int64(after), 0)}, n.err
 }
 
-func (n *fakeNode) HandOver(_ context.Context, target string) error {
-	n.targets = append(n.targets, target)
+func (n *fakeNode) HandOver(_ context.Context, target, why string) error {
+	n.targets = append(n.targets, target+": "+why)
+	return n.err
+}
+
+func (n *fakeNode) MayHandOver(_ context.Context, target string) error {
+	n.targets = append(n.targets, target+"?")
 	return n.err
 }
 

@@ -208,10 +208,10 @@ func (h *Handler) rejoin(ctx context.Context) error {
 		}
 	}
 	if clone {
-		h.Journal.Write("clone", view.Leader.Epoch, fmt.Sprintf("%s is cloned from %s", h.Node, source.Name), nil)
+		h.Journal.Write(cluster.EventClone, view.Leader.Epoch, fmt.Sprintf("%s is cloned from %s", h.Node, source.Name), nil)
 		err = h.Directory.Clone(ctx, source, func(s string) { h.Log.Info("clone", "progress", s) })
 	} else {
-		h.Journal.Write("rewind", view.Leader.Epoch, fmt.Sprintf("%s is rewound to %s", h.Node, source.Name), nil)
+		h.Journal.Write(cluster.EventRewind, view.Leader.Epoch, fmt.Sprintf("%s is rewound to %s", h.Node, source.Name), nil)
 		h.rewound = view.Leader.Epoch
 		err = h.Directory.Rewind(ctx, source)
 	}

@@ -174,7 +174,8 @@ func (h *Handler) nextEpoch(view cluster.View) cluster.Epoch {
 // ballot holds the election and writes its result. Answers that b has already
 // are kept.
 func (h *Handler) ballot(ctx context.Context, b cluster.Ballot, began time.Time) error {
-	b.Answers = append(b.Answers, h.ask(ctx, b)...)
+	answers, silent := h.ask(ctx, b)
+	b.Answers = append(b.Answers, answers...)
 	h.weigh(ctx, b.View, b.Answers)
 	out := cluster.Elect(b)
 	asked := time.Since(began)
@@ -193,19 +194,20 @@ func (h *Handler) ballot(ctx context.Context, b cluster.Ballot, began time.Time)
 	}
 	if ok {
 		h.Log.Info("elected", "winner", out.Winner, "epoch", b.Epoch, "reason", out.Reason, "asked", asked, "took", time.Since(began))
-		h.Journal.Write("elected", b.Epoch, fmt.Sprintf("%s is to be active: %s", out.Winner, out.Reason), map[string]any{
-			"from": b.View.NextMaster.Node, "winner": out.Winner, "passed": out.Passed, "answers": b.Answers,
-			"detected": began, "asked_ms": asked.Milliseconds(),
+		h.Journal.Write(cluster.EventElected, b.Epoch, fmt.Sprintf("%s is to be active: %s", out.Winner, out.Reason), cluster.Election{
+			From: b.View.NextMaster.Node, Winner: out.Winner, Passed: out.Passed, Answers: b.Answers, Silent: silent,
+			Detected: began, AskedMs: asked.Milliseconds(),
 		})
 	}
 	return nil
 }
 
-// ask collects the answers of all managers that b lacks. It returns when all
+// ask collects the answers of all managers that b lacks, and names those that
+// gave none. It returns when all
 // have answered or failed; or, once the answers are enough, when only the node
 // that was active is missing, which is most likely dead and whose unacknowledged
 // WAL nobody needs, or when answerWithin has passed.
-func (h *Handler) ask(ctx context.Context, b cluster.Ballot) []cluster.Answer {
+func (h *Handler) ask(ctx context.Context, b cluster.Ballot) (answers []cluster.Answer, silent []cluster.Passed) {
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
 	var asked []string
@@ -217,19 +219,20 @@ func (h *Handler) ask(ctx context.Context, b cluster.Ballot) []cluster.Answer {
 	replies := make(chan reply, len(asked))
 	for _, name := range asked {
 		go func() {
-			a, ok := h.askOne(ctx, b.View.Nodes[name], b)
-			replies <- reply{a, name, ok}
+			a, err := h.askOne(ctx, b.View.Nodes[name], b)
+			replies <- reply{a, name, err}
 		}()
 	}
 	patience := time.NewTimer(answerWithin)
 	defer patience.Stop()
-	var answers []cluster.Answer
 	missing := slices.Clone(asked)
 	for late := false; len(missing) > 0; {
 		select {
 		case r := <-replies:
 			missing = slices.DeleteFunc(missing, func(n string) bool { return n == r.from })
-			if r.ok {
+			if r.err != nil {
+				silent = append(silent, cluster.Passed{Node: r.from, Reason: r.err.Error()})
+			} else {
 				answers = append(answers, r.Answer)
 			}
 		case <-patience.C:
@@ -242,18 +245,21 @@ func (h *Handler) ask(ctx context.Context, b cluster.Ballot) []cluster.Answer {
 			break
 		}
 	}
-	return answers
+	for _, name := range missing {
+		silent = append(silent, cluster.Passed{Node: name, Reason: "it had not answered when the answers were enough"})
+	}
+	return answers, silent
 }
 
 // reply is what came of asking one node.
 type reply struct {
 	cluster.Answer
 	from string
-	ok   bool
+	err  error
 }
 
-// askOne returns the answer of one node, if it gave one.
-func (h *Handler) askOne(ctx context.Context, node cluster.Node, b cluster.Ballot) (cluster.Answer, bool) {
+// askOne returns the answer of one node.
+func (h *Handler) askOne(ctx context.Context, node cluster.Node, b cluster.Ballot) (cluster.Answer, error) {
 	var a cluster.Answer
 	var err error
 	if node.Name == h.Node {
@@ -264,7 +270,7 @@ func (h *Handler) askOne(ctx context.Context, node cluster.Node, b cluster.Ballo
 	if err != nil {
 		h.Log.Info("no answer", "node", node.Name, "epoch", b.Epoch, "error", err)
 	}
-	return a, err == nil
+	return a, err
 }
 
 // elected ends a round of electing. One that named nobody is repeated soon.

@@ -35,6 +35,8 @@ type Options struct {
 	Files   func() cluster.FilesReport
 	Storage func() cluster.StorageReport // check-runner's, empty when it is old
 	Depart  func(context.Context) error  // leave Consul for good; may be repeated
+	// Failing reads which health checks of a node fail, and what they say.
+	Failing func(ctx context.Context, node string) (map[string]string, error)
 
 	// Hold tells the guard of this process, which ends PostgreSQL should the
 	// process freeze or die, until when it may be open; the zero time: nothing
@@ -88,6 +90,7 @@ type Handler struct {
 	job    job
 	wakeup chan struct{}
 	orders chan order
+	aside  sync.WaitGroup // what goes on beside the driver
 
 	// moving is held while the durable state or the upstream of PostgreSQL
 	// changes, so that a promise and a reconnection cannot cross.
@@ -120,6 +123,7 @@ type Handler struct {
 	changed  cluster.LSN   // position after the quorum in effect was set
 	advanced time.Time     // when Divergence was last advanced
 	rewound  cluster.Epoch // for which a rewind was tried; the rejoin job's own
+	told     told
 }
 
 // New reads the durable state and returns a handler that Run drives.
@@ -150,11 +154,10 @@ func New(o Options) (*Handler, error) {
 // lock as they are: the next run takes them up.
 func (h *Handler) Run(ctx context.Context) error {
 	h.resume(ctx)
-	var aside sync.WaitGroup
-	defer aside.Wait()
+	defer h.aside.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	aside.Go(func() { h.bringBack(ctx) })
+	h.aside.Go(func() { h.bringBack(ctx) })
 	watching := make(chan error, 1)
 	go func() { watching <- h.Store.Watch(ctx, h.see) }()
 	ticker := time.NewTicker(tick)
@@ -252,6 +255,7 @@ func (h *Handler) step(ctx context.Context) {
 	h.hearPause()
 	h.confirm()
 	o := h.observe(ctx)
+	h.tell(ctx, o)
 	d := cluster.Decide(o)
 	if d.To != o.State {
 		h.job.cancel()
@@ -304,8 +308,8 @@ func (h *Handler) enter(d cluster.Decision) {
 		// had the lock may as well have been a standby's.
 		h.keep()
 	}
-	h.Log.Info("state", "from", string(from), "to", string(d.To), "reason", d.Reason, "epoch", epoch)
-	h.Journal.Write("state", epoch, fmt.Sprintf("%s is %s: %s", h.Node, d.To, d.Reason), map[string]any{"from": from, "to": d.To})
+	h.Log.Info("state", "from", string(from), "to", string(d.To), "reason", d.Reason, "detail", d.Detail, "epoch", epoch)
+	h.Journal.Write(cluster.EventState, epoch, fmt.Sprintf("%s is %s: %s", h.Node, d.To, d.Reason), cluster.StateChange{From: from, To: d.To, Detail: d.Detail})
 }
 
 // keep makes the durable state durable. The caller holds moving. Where the disk

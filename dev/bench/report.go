@@ -13,6 +13,7 @@ import (
 
 	"github.com/understudy-ha/understudy/dev/probe"
 	"github.com/understudy-ha/understudy/dev/timeline"
+	"github.com/understudy-ha/understudy/history"
 	"github.com/understudy-ha/understudy/node"
 )
 
@@ -65,7 +66,7 @@ func newOutage(f fault) *Outage {
 }
 
 // stepNames are those that are reported.
-var stepNames = []string{timeline.Detected, timeline.Elected, timeline.Locked, timeline.Promoted, timeline.Writable}
+var stepNames = []string{history.Detected, history.Elected, history.Locked, history.Promoted, history.Writable}
 
 func (o *Outage) add(gap probe.Gap, healthy time.Duration, c timeline.Change, raftLed bool) {
 	if raftLed {
@@ -74,7 +75,7 @@ func (o *Outage) add(gap probe.Gap, healthy time.Duration, c timeline.Change, ra
 	o.gaps, o.healthy = append(o.gaps, gap.Length()), append(o.healthy, healthy)
 	o.Ms = append(o.Ms, millis(gap.Length()))
 	for _, name := range stepNames {
-		if d, ok := c.At(name); ok {
+		if d, ok := c.Since(name); ok {
 			o.steps[name] = append(o.steps[name], d)
 		}
 	}
