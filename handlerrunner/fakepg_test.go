@@ -142,7 +142,6 @@ func (p *fakePG) stop(clean bool) {
 	}
 	p.h.w.flow()
 	p.running, p.primary, p.pending, p.sealed = false, false, nil, clean
-	p.gate = false
 	p.h.w.flow()
 }
 
