@@ -87,6 +87,9 @@ func listNodes(c *urfave.Context) error {
 		printNodes(w, o.rows)
 		if o.cutOff != "" {
 			fmt.Fprintf(w, "\n%s is cut off from the majority, and shows what it last knew: %s.\n", m.host.Record.Node.Name, o.cutOff)
+			if serving := o.serving(); serving != "" {
+				fmt.Fprintf(w, "AT RISK: what is written on %s may give way to what the majority writes.\n", serving)
+			}
 		} else if _, err := active(o.view); err != nil {
 			fmt.Fprintln(w, "\nNo node is active at the moment.")
 		}

@@ -53,6 +53,7 @@ func (h *Handler) act(ctx context.Context, a cluster.Action, o cluster.Observati
 	case cluster.OpenReads:
 		return h.Postgres.Gate(try, true)
 	case cluster.Shut:
+		h.setUpstream(0) // to follow again opens the gate
 		return h.Postgres.Gate(try, false)
 	case cluster.Fence:
 		return h.fence(try, fenceWithin)

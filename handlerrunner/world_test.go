@@ -453,6 +453,8 @@ func (w *world) standing() string {
 			state += " (open)"
 		case h.pg.primary:
 			state += " (primary)"
+		case s != nil && !h.pg.gate:
+			state += " (from " + s.h.name + ", shut)"
 		case s != nil:
 			state += " (from " + s.h.name + ")"
 		default:
