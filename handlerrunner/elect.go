@@ -174,7 +174,7 @@ func (h *Handler) nextEpoch(view cluster.View) cluster.Epoch {
 // ballot holds the election and writes its result. Answers that b has already
 // are kept.
 func (h *Handler) ballot(ctx context.Context, b cluster.Ballot, began time.Time) error {
-	answers, silent := h.ask(ctx, b)
+	answers, silent := h.ask(b)
 	b.Answers = append(b.Answers, answers...)
 	h.weigh(ctx, b.View, b.Answers)
 	out := cluster.Elect(b)
@@ -203,13 +203,12 @@ func (h *Handler) ballot(ctx context.Context, b cluster.Ballot, began time.Time)
 }
 
 // ask collects the answers of all managers that b lacks, and names those that
-// gave none. It returns when all
-// have answered or failed; or, once the answers are enough, when only the node
-// that was active is missing, which is most likely dead and whose unacknowledged
-// WAL nobody needs, or when answerWithin has passed.
-func (h *Handler) ask(ctx context.Context, b cluster.Ballot) (answers []cluster.Answer, silent []cluster.Passed) {
-	ctx, cancel := context.WithTimeout(ctx, askWithin)
-	defer cancel()
+// gave none. It returns when all have answered or failed; or, once the answers are
+// enough, when only the node that was active is missing, which is most likely dead
+// and whose unacknowledged WAL nobody needs, or when answerWithin has passed. Who
+// has not answered by then is still asked: if it is open, it learns so that it is
+// not to be.
+func (h *Handler) ask(b cluster.Ballot) (answers []cluster.Answer, silent []cluster.Passed) {
 	var asked []string
 	for _, name := range b.View.Managers() {
 		if !slices.ContainsFunc(b.Answers, func(a cluster.Answer) bool { return a.Node == name }) {
@@ -218,10 +217,12 @@ func (h *Handler) ask(ctx context.Context, b cluster.Ballot) (answers []cluster.
 	}
 	replies := make(chan reply, len(asked))
 	for _, name := range asked {
-		go func() {
+		h.aside.Go(func() {
+			ctx, cancel := context.WithTimeout(h.running, askWithin)
+			defer cancel()
 			a, err := h.askOne(ctx, b.View.Nodes[name], b)
 			replies <- reply{a, name, err}
-		}()
+		})
 	}
 	patience := time.NewTimer(answerWithin)
 	defer patience.Stop()

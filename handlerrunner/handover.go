@@ -15,6 +15,7 @@ type order struct {
 	target string   // empty: the best standby
 	why    string   // for the history
 	claim  *claimed // the target has served a part, and its database goes on
+	forced bool     // this node is to be active, whatever it lacks
 	done   chan error
 }
 
@@ -43,6 +44,10 @@ func (h *Handler) HandOver(ctx context.Context, target, why string) error {
 // missing here: an operator knows that the nodes which hold them are lost. It is
 // refused while a node is active. What it names is confirmed by promotion as ever.
 func (h *Handler) Force(ctx context.Context) error {
+	return h.order(ctx, order{target: h.Node, forced: true})
+}
+
+func (h *Handler) force(ctx context.Context) error {
 	began := time.Now()
 	view, err := h.Store.View(ctx)
 	if err != nil {
@@ -75,6 +80,9 @@ func (h *Handler) order(ctx context.Context, o order) error {
 // prefers the target among equals. The leader key says so meanwhile, and no
 // standby begins an election of its own.
 func (h *Handler) handOver(ctx context.Context, o order) error {
+	if o.forced {
+		return h.force(ctx)
+	}
 	if err := h.mayHandOver(ctx, o); err != nil {
 		return err
 	}
