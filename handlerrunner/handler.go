@@ -97,14 +97,15 @@ type Handler struct {
 	since    time.Time
 	reason   string
 	units    map[string]cluster.Tri
-	attempt  cluster.Tri   // of the promotion under way
-	chosen   cluster.Tri   // to serve the part that is cut off
-	resting  time.Time     // no new job before
-	followed cluster.Epoch // for which Follow was last done
-	tip      tip           // of the active, asked once per epoch
-	departed bool          // Depart was done
-	retiring bool          // the host goes down
-	vouches  time.Time     // until then this node does not detach from its active
+	faltered map[string]time.Time // when a unit that was to run had ended
+	attempt  cluster.Tri          // of the promotion under way
+	chosen   cluster.Tri          // to serve the part that is cut off
+	resting  time.Time            // no new job before
+	followed cluster.Epoch        // for which Follow was last done
+	tip      tip                  // of the active, asked once per epoch
+	departed bool                 // Depart was done
+	retiring bool                 // the host goes down
+	vouches  time.Time            // until then this node does not detach from its active
 
 	// The driver's own:
 	strayed  time.Time     // since when the standby does not stream
@@ -120,7 +121,7 @@ func New(o Options) (*Handler, error) {
 	if o.Kind == cluster.Runner {
 		o.Postgres, o.Replication, o.Directory, o.PostgresUnit = noDatabase{}, noDatabase{}, noDatabase{}, ""
 	}
-	h := &Handler{Options: o, wakeup: make(chan struct{}, 1), orders: make(chan order), units: map[string]cluster.Tri{}, roster: roster{}}
+	h := &Handler{Options: o, wakeup: make(chan struct{}, 1), orders: make(chan order), units: map[string]cluster.Tri{}, faltered: map[string]time.Time{}, roster: roster{}}
 	h.tenure.log, h.tenure.wake, h.tenure.vouched = o.Log, h.wake, h.vouched
 	d, err := statefile.Read[durable](o.State)
 	switch {
