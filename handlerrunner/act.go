@@ -89,6 +89,11 @@ func (h *Handler) eachUnit(ctx context.Context, units []string, run bool) error 
 	var failed []error
 	for _, u := range units {
 		running, err := h.Units.Running(ctx, u)
+		h.mu.Lock()
+		if run && running == cluster.No && h.units[u] == cluster.Yes {
+			h.faltered[u] = time.Now()
+		}
+		h.mu.Unlock()
 		if err == nil && running != cluster.TriOf(run) {
 			if run {
 				err = h.Units.Start(ctx, u)

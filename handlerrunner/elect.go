@@ -15,6 +15,8 @@ const (
 	answerWithin = 300 * time.Millisecond
 	askWithin    = 2 * time.Second
 	retryAfter   = 200 * time.Millisecond
+	// steadyAfter is how long a unit that has failed must run again.
+	steadyAfter = 5 * time.Second
 )
 
 // Detach answers an election: it promises to take no WAL of an epoch before the
@@ -125,9 +127,27 @@ func (h *Handler) problem(ctx context.Context) string {
 // idle tells which of the units that run on every node does not.
 func (h *Handler) idle(ctx context.Context) string {
 	for _, u := range h.AlwaysUnits {
-		if running, err := h.Units.Running(ctx, u); err != nil || running != cluster.Yes {
-			return fmt.Sprintf("its unit %s does not run", u)
+		running, err := h.Units.Running(ctx, u)
+		if err != nil {
+			running = cluster.Unknown
 		}
+		if p := h.ails(u, running); p != "" {
+			return p
+		}
+	}
+	return ""
+}
+
+// ails tells what is wrong with a unit. One that is started again and again runs
+// at times, which is nothing to rely on.
+func (h *Handler) ails(unit string, running cluster.Tri) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case running != cluster.Yes:
+		return fmt.Sprintf("its unit %s does not run", unit)
+	case time.Since(h.faltered[unit]) < steadyAfter:
+		return fmt.Sprintf("its unit %s has failed less than %s ago", unit, steadyAfter)
 	}
 	return ""
 }

@@ -107,14 +107,15 @@ type Handler struct {
 	since    time.Time
 	reason   string
 	units    map[string]cluster.Tri
-	attempt  cluster.Tri   // of the promotion under way
-	chosen   cluster.Tri   // to serve the part that is cut off
-	resting  time.Time     // no new job before
-	followed cluster.Epoch // for which Follow was last done
-	tip      tip           // of the active, asked once per epoch
-	departed bool          // Depart was done
-	retiring bool          // the host goes down
-	vouches  time.Time     // until then this node does not detach from vouchedFor
+	faltered map[string]time.Time // when a unit that was to run had ended
+	attempt  cluster.Tri          // of the promotion under way
+	chosen   cluster.Tri          // to serve the part that is cut off
+	resting  time.Time            // no new job before
+	followed cluster.Epoch        // for which Follow was last done
+	tip      tip                  // of the active, asked once per epoch
+	departed bool                 // Depart was done
+	retiring bool                 // the host goes down
+	vouches  time.Time            // until then this node does not detach from vouchedFor
 
 	vouchedFor string
 
@@ -133,7 +134,7 @@ func New(o Options) (*Handler, error) {
 	if o.Kind == cluster.Runner {
 		o.Postgres, o.Replication, o.Directory, o.PostgresUnit = noDatabase{}, noDatabase{}, noDatabase{}, ""
 	}
-	h := &Handler{Options: o, wakeup: make(chan struct{}, 1), orders: make(chan order), moving: make(latch, 1), units: map[string]cluster.Tri{}, roster: roster{}}
+	h := &Handler{Options: o, wakeup: make(chan struct{}, 1), orders: make(chan order), moving: make(latch, 1), units: map[string]cluster.Tri{}, faltered: map[string]time.Time{}, roster: roster{}}
 	h.tenure.log, h.tenure.wake, h.tenure.vouched, h.tenure.hold, h.tenure.retake = o.Log, h.wake, h.vouched, h.hold, h.relock
 	d, err := statefile.Read[durable](o.State)
 	switch {

@@ -282,6 +282,10 @@ var quick = map[string]func(*world, *host, []string) error{
 		h.units.up[args[0]], h.units.stuck[args[0]] = false, true
 		return nil
 	},
+	"flap-unit": func(_ *world, h *host, args []string) error {
+		h.units.up[args[0]], h.units.flaps[args[0]] = false, true
+		return nil
+	},
 	"stick-unit": func(_ *world, h *host, args []string) error { h.units.stuck[args[0]] = true; return nil },
 	"immortal":   func(_ *world, h *host, _ []string) error { h.units.stuck[pgUnit] = true; return nil },
 	"mortal":     func(_ *world, h *host, _ []string) error { h.units.stuck[pgUnit] = false; return nil },
