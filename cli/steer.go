@@ -7,8 +7,8 @@ import (
 
 	urfave "github.com/urfave/cli/v2"
 
+	"github.com/understudy-ha/understudy/api"
 	"github.com/understudy-ha/understudy/cluster"
-	"github.com/understudy-ha/understudy/registry"
 )
 
 // clusterStatus is what cluster status shows.
@@ -115,7 +115,7 @@ func setActive(c *urfave.Context) error {
 		return unknownNode(target)
 	}
 	from, err := active(view)
-	step, name := func() error { return m.peers.SetActive(ctx, from, target) }, "hand over from "+from.Name+" to "+target
+	step, name := func() error { return m.peers.SetActive(ctx, from, api.SetActiveRequest{Node: target}) }, "hand over from "+from.Name+" to "+target
 	switch {
 	case err != nil && c.Bool("allow-data-loss"):
 		step, name = func() error { return m.peers.Force(ctx, view.Nodes[target]) }, "promote "+target+", whatever it lacks"
@@ -160,7 +160,7 @@ func eventsCommand() *urfave.Command {
 			defer m.close()
 			since := time.Now().Add(-c.Duration("since"))
 			if c.Bool("follow") {
-				return m.reg.WatchEvents(c.Context, since, func(e registry.Event) { printEvents(out(c), []registry.Event{e}) })
+				return m.reg.WatchEvents(c.Context, since, func(e cluster.Event) { printEvents(out(c), []cluster.Event{e}) })
 			}
 			events, err := m.reg.Events(c.Context, since)
 			if err != nil {
@@ -171,7 +171,7 @@ func eventsCommand() *urfave.Command {
 	}
 }
 
-func printEvents(w io.Writer, events []registry.Event) {
+func printEvents(w io.Writer, events []cluster.Event) {
 	for _, e := range events {
 		fmt.Fprintf(w, "%s  epoch %-4d %-10s %-9s %s\n", e.At.Local().Format("2006-01-02 15:04:05.000"), e.Epoch, e.Node, e.Kind, e.Message)
 	}

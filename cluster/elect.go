@@ -67,8 +67,8 @@ type Outcome struct {
 // Safety: the answers of a set that satisfies SyncSet.Enough contain one that
 // holds every acknowledged commit, and positions on one line of timelines are
 // totally ordered; so whoever is furthest holds them all. A winner is furthest
-// among all that answered, or furthest among the electable when these alone are
-// enough.
+// among all that answered, or among some of them that are enough, electable or
+// not: what others have beyond that was never acknowledged.
 func Elect(b Ballot) Outcome {
 	if b.Forced {
 		return forced(b)
@@ -98,7 +98,7 @@ func Elect(b Ballot) Outcome {
 		if lag := int64(v.seen()) - int64(best.Position.LSN); lag > b.View.Options("").Int("max_lag_on_failover") {
 			return v.undecided(fmt.Sprintf("%s is %d bytes behind the last known position of the active, more than max_lag_on_failover", best.Node, lag))
 		}
-	case behind > 0 && !b.View.Sync.Enough(names(v.fit)):
+	case behind > 0 && !b.View.Sync.Enough(v.within(best)):
 		return v.undecided(fmt.Sprintf("%s has %d bytes of WAL, perhaps acknowledged, that no electable node has", top.Node, behind))
 	}
 	for _, a := range v.fit[1:] {
@@ -171,6 +171,16 @@ func (v *electorate) pass(node, reason string) { v.passed = append(v.passed, Pas
 
 func (v *electorate) undecided(reason string) Outcome {
 	return Outcome{Reason: reason, Passed: v.passed}
+}
+
+// within names the sound answers that have no WAL beyond a.
+func (v *electorate) within(a Answer) (names []string) {
+	for _, s := range v.sound {
+		if s.Position.LSN <= a.Position.LSN {
+			names = append(names, s.Node)
+		}
+	}
+	return names
 }
 
 // seen is the furthest that the last active is known to have come.
@@ -260,12 +270,4 @@ func missing(s SyncSet, answered []string) string {
 	}
 	return fmt.Sprintf("of the sync set %v, %d must answer so that one of them holds every acknowledged commit; only %v did",
 		s.Members, s.Needed(), answered)
-}
-
-func names(answers []Answer) []string {
-	var n []string
-	for _, a := range answers {
-		n = append(n, a.Node)
-	}
-	return n
 }

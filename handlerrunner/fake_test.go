@@ -96,6 +96,20 @@ func (r *registry) checks() {
 	}
 }
 
+// failing is what the health checks say.
+func (h *host) failing(ctx context.Context, node string) (map[string]string, error) {
+	r, err := (&fakeStore{h}).reach(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer h.w.mu.Unlock()
+	fails := map[string]string{}
+	if o := r.w.hosts[node]; o.speaks() && !o.pg.running {
+		fails[string(cluster.CheckAnswer)] = "connection refused"
+	}
+	return fails, nil
+}
+
 // fakeStore is the registry as one host reaches it.
 type fakeStore struct{ h *host }
 

@@ -158,7 +158,6 @@ func (p *fakePG) stop(clean bool) {
 	}
 	p.h.w.flow()
 	p.running, p.primary, p.pending, p.sealed = false, false, nil, clean
-	p.gate = false
 	p.closeStreams()
 	p.h.w.flow()
 }

@@ -65,6 +65,6 @@ func (h *Handler) relock(ctx context.Context, epoch cluster.Epoch) (Lease, error
 	h.mu.Lock()
 	h.durable.Session = lease.ID()
 	h.mu.Unlock()
-	h.Journal.Write("lock", l.Epoch, h.Node+" holds the leader lock again", nil)
+	h.Journal.Write(cluster.EventLock, l.Epoch, h.Node+" holds the leader lock again", nil)
 	return lease, h.keep()
 }

@@ -198,7 +198,7 @@ func (b *bench) crashAndReturn(ctx context.Context, w *probe.Writer, s rig.Statu
 	what := timeline.Fault{Title: out.Part, At: time.Now(), Active: s.Active, Epoch: s.Epoch}
 	within, cancel := context.WithTimeout(ctx, recoverWithin)
 	defer cancel()
-	if err := dev.Kill(within, b.Dir, s.Active, dev.All); err != nil {
+	if err := b.crash(within, s); err != nil {
 		return s, err
 	}
 	if err := awaitOther(within, w, s.Active, what.At); err != nil {
@@ -231,9 +231,43 @@ func (b *bench) crashAndReturn(ctx context.Context, w *probe.Writer, s rig.Statu
 		return next, fmt.Errorf("read the log of %s: %w", n.Name, err)
 	}
 	out.add(took)
-	out.How = append(out.How, change.Rejoin.How)
+	out.How = append(out.How, change.Return(s.Active).How)
 	out.CopiedMB = append(out.CopiedMB, copied(text[min(seen.Size(), int64(len(text))):]))
 	return next, nil
+}
+
+// burst is 64 MB of WAL, which is more than what may still reach a standby from the
+// sockets of a sender that is gone.
+const burst = `select pg_logical_emit_message(true, 'bench', repeat('x', 8000)) from generate_series(1, 8000)`
+
+// crash kills the active node whole right after a burst of WAL that no standby has
+// got. So it has diverged, as the active of a busy cluster has, and to follow is not
+// enough.
+func (b *bench) crash(ctx context.Context, s rig.Status) error {
+	active, _ := b.rig.Sides(s.Active)
+	conn, err := pgx.Connect(ctx, active.DSN)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if _, err := conn.Exec(ctx, `set synchronous_commit = local`); err != nil {
+		return err
+	}
+	standbys := func(ctx context.Context, sig syscall.Signal) error {
+		var failed []error
+		for _, n := range s.Standbys() {
+			failed = append(failed, dev.Signal(ctx, b.Dir, n, "postgres", sig))
+		}
+		return errors.Join(failed...)
+	}
+	err = standbys(ctx, syscall.SIGSTOP)
+	if err == nil {
+		_, err = conn.Exec(ctx, burst)
+	}
+	if err == nil {
+		err = dev.Kill(ctx, b.Dir, s.Active, dev.All)
+	}
+	return errors.Join(err, standbys(context.WithoutCancel(ctx), syscall.SIGCONT))
 }
 
 var copyLine = regexp.MustCompile(`need to copy ([0-9]+) MB`)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/understudy-ha/understudy/dev/probe"
 	"github.com/understudy-ha/understudy/dev/timeline"
+	"github.com/understudy-ha/understudy/history"
 )
 
 // Outage is what one kind of fault costs.
@@ -36,7 +37,7 @@ func newOutage(f fault) *Outage {
 }
 
 // stepNames are those that are reported.
-var stepNames = []string{timeline.Detected, timeline.Elected, timeline.Locked, timeline.Promoted, timeline.Writable}
+var stepNames = []string{history.Detected, history.Elected, history.Locked, history.Promoted, history.Writable}
 
 // measurement is one run of a fault.
 type measurement struct {
@@ -60,7 +61,7 @@ func (o *Outage) add(m measurement) {
 	o.healthy = append(o.healthy, m.healthy)
 	o.HealthyMs = millis(probe.Median(o.healthy))
 	for _, name := range stepNames {
-		if d, ok := m.change.At(name); ok {
+		if d, ok := m.change.Since(name); ok {
 			o.steps[name] = append(o.steps[name], d)
 			o.StepsMs[name] = millis(probe.Median(o.steps[name]))
 		}

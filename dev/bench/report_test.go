@@ -12,6 +12,7 @@ import (
 	"github.com/understudy-ha/understudy/dev"
 	"github.com/understudy-ha/understudy/dev/probe"
 	"github.com/understudy-ha/understudy/dev/timeline"
+	"github.com/understudy-ha/understudy/history"
 )
 
 var noon = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
@@ -24,7 +25,9 @@ func measured(f fault, lengths ...time.Duration) Outage {
 		m := measurement{gap: probe.Gap{From: noon, To: noon.Add(d)}, healthy: 2 * d, moved: !f.stays, active: "node1", raft: "node2",
 			change: timeline.Change{
 				Fault: timeline.Fault{At: noon},
-				Steps: []timeline.Step{{Name: timeline.Detected, At: noon.Add(d / 4)}, {Name: timeline.Writable, At: noon.Add(d - time.Millisecond)}},
+				Change: history.Change{Steps: []history.Step{
+					{Name: history.Detected, At: noon.Add(d / 4)}, {Name: history.Writable, At: noon.Add(d - time.Millisecond)},
+				}},
 			}}
 		if d > time.Second {
 			m.raft = "node1"
@@ -50,10 +53,10 @@ func TestOutageFigures(t *testing.T) {
 	if o.MedianMs != 400 || o.MinMs != 300 || o.MaxMs != 500 || o.HealthyMs != 800 || len(o.Ms) != 3 {
 		t.Errorf("got %+v", o)
 	}
-	if o.StepsMs[timeline.Detected] != 100 || o.StepsMs[timeline.Writable] != 399 {
+	if o.StepsMs[history.Detected] != 100 || o.StepsMs[history.Writable] != 399 {
 		t.Errorf("got steps %v", o.StepsMs)
 	}
-	if _, ok := o.StepsMs[timeline.Promoted]; ok {
+	if _, ok := o.StepsMs[history.Promoted]; ok {
 		t.Error("a step that was never seen has a time")
 	}
 }

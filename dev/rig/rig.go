@@ -19,7 +19,6 @@ import (
 	"github.com/understudy-ha/understudy/dev"
 	"github.com/understudy-ha/understudy/dev/probe"
 	"github.com/understudy-ha/understudy/node"
-	"github.com/understudy-ha/understudy/registry"
 )
 
 // Rig is a dev cluster.
@@ -133,8 +132,8 @@ func (r *Rig) Run(ctx context.Context, n dev.NodeInfo, args ...string) ([]byte, 
 }
 
 // Events returns the history from since on, oldest first.
-func (r *Rig) Events(ctx context.Context, since time.Time) ([]registry.Event, error) {
-	var events []registry.Event
+func (r *Rig) Events(ctx context.Context, since time.Time) ([]cluster.Event, error) {
+	var events []cluster.Event
 	err := r.ask(ctx, &events, "cluster", "events", "--json", "--since", (time.Since(since) + time.Second).String())
 	return events, err
 }
