@@ -238,7 +238,7 @@ func (h *Handler) ask(b cluster.Ballot) (answers []cluster.Answer, silent []clus
 	replies := make(chan reply, len(asked))
 	for _, name := range asked {
 		h.aside.Go(func() {
-			ctx, cancel := context.WithTimeout(h.running, askWithin)
+			ctx, cancel := context.WithTimeout(h.living, askWithin)
 			defer cancel()
 			a, err := h.askOne(ctx, b.View.Nodes[name], b)
 			replies <- reply{a, name, err}

@@ -293,6 +293,9 @@ func (l *fakeLease) Release(ctx context.Context) error {
 		return err
 	}
 	defer l.h.w.mu.Unlock()
+	if l.h.pg.running && l.h.pg.primary {
+		l.h.w.fault("%s gives the lock back before its primary has stopped", l.h.name)
+	}
 	r.view.Leader.Ready = false
 	r.drop(l.id)
 	return nil

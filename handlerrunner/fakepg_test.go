@@ -57,7 +57,8 @@ type fakePG struct {
 
 	disk string // what is wrong with it
 
-	failRewinds, failClones int           // so many of the next ones fail
+	failRewinds, failClones int // so many of the next ones fail
+	wasteRewinds            int
 	hangs                   bool          // a fast shutdown does not end
 	checkpoints             time.Duration // how long one takes
 	failPromotes            int
@@ -374,6 +375,10 @@ func (p *fakePG) rewound(source cluster.Node) error {
 	case p.failRewinds > 0:
 		p.failRewinds--
 		return errors.New("rewind failed half way")
+	case p.wasteRewinds > 0:
+		p.wasteRewinds--
+		p.complete = true
+		return nil
 	case p.timeline == from.timeline:
 		return errors.New("nothing to rewind in a directory that has diverged")
 	}

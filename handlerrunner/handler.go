@@ -92,7 +92,7 @@ type Handler struct {
 	orders chan order
 	aside  sync.WaitGroup // what goes on beside the driver
 
-	running context.Context // of Run
+	living context.Context // of Run
 
 	// moving is held while the durable state or the upstream of PostgreSQL
 	// changes, so that a promise and a reconnection cannot cross.
@@ -160,7 +160,7 @@ func (h *Handler) Run(ctx context.Context) error {
 	defer h.aside.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	h.running = ctx
+	h.living = ctx
 	h.aside.Go(func() { h.bringBack(ctx) })
 	watching := make(chan error, 1)
 	go func() { watching <- h.Store.Watch(ctx, h.see) }()

@@ -274,6 +274,10 @@ var quick = map[string]func(*world, *host, []string) error{
 		h.pg.failRewinds, err = strconv.Atoi(args[0])
 		return err
 	},
+	"waste-rewinds": func(_ *world, h *host, args []string) (err error) { // they end well and change nothing
+		h.pg.wasteRewinds, err = strconv.Atoi(args[0])
+		return err
+	},
 	"fail-clones": func(_ *world, h *host, args []string) (err error) {
 		h.pg.failClones, err = strconv.Atoi(args[0])
 		return err
