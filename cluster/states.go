@@ -141,9 +141,10 @@ func (o Observation) served() bool {
 	return o.Fresh == Yes && l.Serves() && l.Node != o.Self && l.Epoch == o.View.NextMaster.Epoch
 }
 
-// cut says that the node is known to be in the minority, and what it then does.
+// cut says that the node is known to be in the minority, and what it then does. One
+// that knows no members, having lost its memory of them, does nothing.
 func (o Observation) cut(mode MinorityMode) bool {
-	return o.Verdict == Minority && o.Fresh != Yes && !o.Paused && MinorityMode(o.View.Options(o.Self).Get("minority_mode")) == mode
+	return o.Verdict == Minority && o.Fresh != Yes && !o.Paused && o.View.Nodes[o.Self].Name != "" && MinorityMode(o.View.Options(o.Self).Get("minority_mode")) == mode
 }
 
 // adrift says that the node may still be cut off, and may serve its part.

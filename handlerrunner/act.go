@@ -139,10 +139,10 @@ func (h *Handler) fence(ctx context.Context, within time.Duration) error {
 
 // follow points PostgreSQL at the node that holds the lock for the epoch in
 // force. It waits for that node to hold it, because only then has it made the
-// slot.
+// slot. Who held it when the registry was last heard may serve a part meanwhile.
 func (h *Handler) follow(ctx context.Context, o cluster.Observation) error {
 	l := o.View.Leader
-	if !l.Held || l.Epoch != o.View.NextMaster.Epoch || o.Running != cluster.Yes {
+	if o.Fresh != cluster.Yes || !l.Held || l.Epoch != o.View.NextMaster.Epoch || o.Running != cluster.Yes {
 		return nil
 	}
 	h.moving.Lock()
@@ -242,6 +242,9 @@ func (h *Handler) settle(ctx context.Context, epoch cluster.Epoch) error {
 	if err := h.keepSide(nil); err != nil {
 		return err
 	}
+	h.mu.Lock()
+	h.durable.Opened = nil
+	h.mu.Unlock()
 	if err := h.clearLines(); err != nil {
 		return err
 	}

@@ -279,6 +279,10 @@ func (p *fakePG) Follow(_ context.Context, upstream cluster.Node) error {
 	if p.running && p.primary {
 		return errNotStandby
 	}
+	if p.skip > 0 { // it must not be on its way to a timeline that nobody has made
+		p.skip = 0
+		p.stop(true)
+	}
 	p.upstream, p.quorum = upstream.Name, cluster.Quorum{Members: []string{nobody}, K: 1}
 	p.h.w.note(p.h.name, "follows %s", upstream.Name)
 	if !p.running {
@@ -382,6 +386,9 @@ func (p *fakePG) rewound(source cluster.Node) error {
 	case p.timeline == from.timeline:
 		return errors.New("nothing to rewind in a directory that has diverged")
 	}
+	if p.h.w.sim != nil {
+		p.h.w.sim.mends(p, from)
+	}
 	p.take(from)
 	p.mending = p.h.w.sim == nil
 	return nil
@@ -409,6 +416,9 @@ func (p *fakePG) cloned(source cluster.Node) error {
 	case p.failClones > 0:
 		p.failClones--
 		return errors.New("the disk is full")
+	}
+	if p.h.w.sim != nil {
+		p.h.w.sim.lays(p)
 	}
 	p.take(from)
 	p.mending = p.h.w.sim == nil

@@ -56,18 +56,20 @@ func (p *fakePeers) LastWrite(ctx context.Context, node cluster.Node, after clus
 	return handler.LastWrite(ctx, after)
 }
 
-func (d *fakeDivergence) LastCommit(_ context.Context, after cluster.LSN) (time.Time, error) {
+func (d *fakeDivergence) LastCommit(_ context.Context, after cluster.LSN) (cluster.LastWrite, error) {
 	d.h.w.mu.Lock()
 	defer d.h.w.mu.Unlock()
+	last := cluster.LastWrite{Clock: time.Now().Add(d.h.fast)}
 	for i, id := range slices.Backward(d.h.pg.wal) {
 		if i < int(after/recordSize) {
 			break
 		}
 		if at, ok := d.h.w.madeAt[id]; ok {
-			return at, nil
+			last.At = at
+			break
 		}
 	}
-	return time.Time{}, nil
+	return last, nil
 }
 
 func (d *fakeDivergence) SkipTimelines(_ context.Context, n int) error {

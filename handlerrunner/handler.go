@@ -71,8 +71,10 @@ type durable struct {
 	// followed, that other nodes may know nothing of: see line. Oldest first.
 	Lines []line `json:"lines,omitempty"`
 
-	// Wrote is the timeline that this node opened last, as a primary.
-	Wrote cluster.Timeline `json:"wrote,omitempty"`
+	// Opened are the timelines that this node has opened as a primary, the
+	// latest last, since its directory was mended: what it wrote there may be
+	// nowhere else.
+	Opened []cluster.Timeline `json:"opened,omitempty"`
 	// Side is the part of the cluster whose WAL this node has, until it is
 	// mended or that part's database goes on. Lost says that it does not.
 	Side *cluster.Side `json:"side,omitempty"`

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,6 +29,8 @@ func (h *Handler) weigh(ctx context.Context, view cluster.View, answers []cluste
 	if !parted {
 		return
 	}
+	ctx, cancel := context.WithTimeout(ctx, weighWithin+askWithin)
+	defer cancel()
 	var all sync.WaitGroup
 	for i := range answers {
 		if answers[i].Last != nil {
@@ -132,7 +135,7 @@ func (h *Handler) yields(ctx context.Context, a cluster.Answer, after cluster.LS
 // preserve exports what this node wrote beyond the line of the active, before it
 // is rewound. An error means that nothing is lost only if the directory is kept.
 func (h *Handler) preserve(ctx context.Context, d durable, db Database) error {
-	if d.Wrote == 0 || d.Wrote != db.Position.Timeline {
+	if !slices.Contains(d.Opened, db.Position.Timeline) {
 		return nil // another node wrote it, and has it
 	}
 	own, err := h.Replication.History(ctx, db.Position.Timeline)

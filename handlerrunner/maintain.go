@@ -149,9 +149,9 @@ func (h *Handler) caughtUp(db Database, want cluster.Quorum) bool {
 		h.changed = db.Position.LSN
 	}
 	there := flushed(db, h.changed)
-	return len(there)-len(without(there, want.Members)) >= want.K
+	return len(there)-len(without(there, want.Members...)) >= want.K
 }
 
-func without(names, drop []string) []string {
-	return slices.DeleteFunc(slices.Clone(names), func(n string) bool { return slices.Contains(drop, n) })
+func without[T comparable](all []T, drop ...T) []T {
+	return slices.DeleteFunc(slices.Clone(all), func(n T) bool { return slices.Contains(drop, n) })
 }

@@ -70,8 +70,7 @@ func (h *Handler) describe(ctx context.Context, a cluster.Answer) (cluster.Answe
 func (h *Handler) LastWrite(ctx context.Context, after cluster.LSN) (cluster.LastWrite, error) {
 	ctx, cancel := context.WithTimeout(ctx, weighWithin)
 	defer cancel()
-	at, err := h.Divergence.LastCommit(ctx, after)
-	return cluster.LastWrite{At: at, Clock: time.Now()}, err
+	return h.Divergence.LastCommit(ctx, after)
 }
 
 // rally chooses, with every node that this one reaches, who serves their part
@@ -171,9 +170,12 @@ func (h *Handler) keepSide(s *cluster.Side) error {
 }
 
 // reunite forgets the part whose WAL this node has taken, once it streams from
-// the cluster's own active node: the one led to the other.
+// the cluster's own active node, because the one led to the other; or once it is
+// that node.
 func (h *Handler) reunite(o cluster.Observation, db Database) {
-	if h.attached(o, db) {
+	l := o.View.Leader
+	leads := l.Held && l.Ready && l.Node == h.Node && o.Fresh == cluster.Yes && o.Lease == cluster.Yes && o.LeaseEpoch == l.Epoch
+	if leads || h.attached(o, db) {
 		h.moving.Lock()
 		defer h.moving.Unlock()
 		_ = h.keepSide(nil) // keep has logged an error, and the next round tries again
@@ -197,6 +199,9 @@ func (h *Handler) rallied(err error) {
 // serve promotes this node for its part of the cluster. Commits wait for nobody:
 // who could confirm them is cut off.
 func (h *Handler) serve(ctx context.Context) error {
+	if h.serves() {
+		return nil // it was asked for just when it was done
+	}
 	view, d, _ := h.snapshot()
 	db, err := h.Postgres.Observe(ctx)
 	if err != nil {
@@ -205,14 +210,20 @@ func (h *Handler) serve(ctx context.Context) error {
 	if err := h.Postgres.SetQuorum(ctx, cluster.Quorum{}); err != nil {
 		return fmt.Errorf("serve the minority: %w", err)
 	}
-	if db.Primary == cluster.No { // else this daemon was restarted while it served
+	promote := h.Postgres.Promote // this daemon was restarted while it served
+	if db.Primary == cluster.No {
 		side := cluster.Side{Leader: h.Node, Epoch: view.NextMaster.Epoch, Fork: db.Position, Since: time.Now()}
 		if d.Side != nil {
 			side.Fork = d.Side.Fork // nothing of the cluster's came since
 		}
-		if err := h.promotePart(ctx, view, side); err != nil {
-			return fmt.Errorf("serve the minority: %w", err)
-		}
+		promote = func(ctx context.Context) (cluster.Position, error) { return h.promotePart(ctx, view, side) }
+	}
+	start, err := promote(ctx)
+	if err != nil {
+		return fmt.Errorf("serve the minority: %w", err)
+	}
+	if err := h.open(start.Timeline); err != nil {
+		return fmt.Errorf("serve the minority: %w", err)
 	}
 	h.keepChanges(ctx, 0)
 	if err := h.Postgres.Gate(ctx, true); err != nil {
@@ -227,27 +238,18 @@ func (h *Handler) serve(ctx context.Context) error {
 	return nil
 }
 
-func (h *Handler) promotePart(ctx context.Context, view cluster.View, side cluster.Side) error {
+func (h *Handler) promotePart(ctx context.Context, view cluster.View, side cluster.Side) (start cluster.Position, err error) {
 	if err := h.Replication.Slots(ctx, h.others(view)); err != nil {
-		return err
+		return start, err
 	}
 	h.moving.Lock()
-	err := h.keepSide(&side)
+	err = h.keepSide(&side)
 	h.moving.Unlock()
 	if err != nil {
-		return err
+		return start, err
 	}
 	if err := h.Divergence.SkipTimelines(ctx, view.Gap(h.Node)); err != nil {
-		return err
+		return start, err
 	}
-	start, err := h.Postgres.Promote(ctx)
-	if err != nil {
-		return err
-	}
-	h.moving.Lock()
-	defer h.moving.Unlock()
-	h.mu.Lock()
-	h.durable.Wrote = start.Timeline
-	h.mu.Unlock()
-	return h.keep()
+	return h.Postgres.Promote(ctx)
 }

@@ -138,8 +138,8 @@ type Parts interface {
 // Divergence keeps what one side of a partition wrote and the other lacks.
 type Divergence interface {
 	// LastCommit is when data was last changed after an LSN, by the clock of
-	// the node that did; zero: it was not.
-	LastCommit(ctx context.Context, after cluster.LSN) (time.Time, error)
+	// the node that did, and what this node's clock says now.
+	LastCommit(ctx context.Context, after cluster.LSN) (cluster.LastWrite, error)
 	// SkipTimelines makes the next promotion pass over n timelines.
 	SkipTimelines(ctx context.Context, n int) error
 	// Keep makes a primary keep its row changes from now on, and lets go of

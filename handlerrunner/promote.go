@@ -68,7 +68,7 @@ func (h *Handler) promote(ctx context.Context) error {
 	})
 	gathered.Go(func() error {
 		h.keepChanges(both, 0)
-		return nil
+		return h.open(start.Timeline)
 	})
 	if err := gathered.Wait(); err != nil {
 		return fmt.Errorf("promote: %w", err)
@@ -87,9 +87,6 @@ func (h *Handler) promote(ctx context.Context) error {
 	if err := lease.Update(ctx, leader); err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
-	h.moving.Lock()
-	_ = h.keepSide(nil) // keep has logged an error; what stays on disk costs a returning node some time
-	h.moving.Unlock()
 	// Without it a former active that is rewound now would see the old
 	// timeline in the control file (trap 19).
 	return h.Checkpoint(ctx)
@@ -105,6 +102,18 @@ func (h *Handler) promoted(err error) {
 		h.rest(retryAfter)
 	}
 	h.wake()
+}
+
+// open writes down that this node is about to let clients write on a timeline. A
+// later promotion that fails does not take that back.
+func (h *Handler) open(tl cluster.Timeline) error {
+	h.moving.Lock()
+	defer h.moving.Unlock()
+	h.mu.Lock()
+	opened := without(h.durable.Opened, tl)
+	h.durable.Opened = append(opened[max(0, len(opened)-keptLines+1):], tl)
+	h.mu.Unlock()
+	return h.keep()
 }
 
 // others are the managers that may become standbys of this one.
@@ -125,10 +134,6 @@ func (h *Handler) takeLock(ctx context.Context, l cluster.Leader) (Lease, error)
 	h.mu.Lock()
 	h.durable.Tried, h.durable.Session = l.Epoch, lease.ID()
 	tl := h.db.Position.Timeline
-	h.durable.Wrote = tl + 1
-	if h.db.Primary == cluster.Yes { // the first start makes no timeline
-		h.durable.Wrote = tl
-	}
 	h.mu.Unlock()
 	err = h.embark(tl+1, l)
 	h.moving.Unlock()

@@ -21,12 +21,13 @@ func (s *simulation) async() bool {
 // From then on every node that is named must have it.
 func (s *simulation) acknowledged(p *fakePG, c commit) {
 	name := p.h.name
-	s.ackedBy[name] = time.Now()
-	s.acks++
 	epoch := s.epochs[name]
-	if s.async() {
+	if p.part || s.async() {
+		s.risked(p, c)
 		return
 	}
+	s.ackedBy[name] = time.Now()
+	s.acks++
 	s.promised = append(s.promised, c)
 	if c.after > epoch { // confirmations that were on their way may still be heard, of what is on the line
 		s.violate("two acknowledge: %s commit %d in epoch %d, after another one did in epoch %d", name, c.id, epoch, s.acking)
@@ -49,8 +50,9 @@ func (s *simulation) lacks(p *fakePG) (commit, bool) {
 	return s.promised[i], true
 }
 
-// named is called when an election has named somebody.
-func (s *simulation) named() {
+// named is called when an election has named somebody, with the leader key that
+// it has seen.
+func (s *simulation) named(before cluster.Leader) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a := s.reg.view.NextMaster
@@ -58,8 +60,8 @@ func (s *simulation) named() {
 		s.violate("the epoch goes back: %s is named for %d after %s for %d", a.Node, a.Epoch, s.lastNamed.Node, s.lastNamed.Epoch)
 	}
 	s.lastNamed = a
-	if c, bad := s.lacks(s.hosts[a.Node].pg); bad {
-		s.violate("a commit is lost: %s is named for epoch %d and lacks acknowledged commit %d", a.Node, a.Epoch, c.id)
+	if _, bad := s.lacks(s.hosts[a.Node].pg); bad {
+		s.heals(a, before)
 	}
 }
 
@@ -79,6 +81,7 @@ func (s *simulation) updated(l cluster.Leader) {
 	if !l.Ready || l.Epoch == s.ready.Epoch {
 		return
 	}
+	s.count("changes of the active node")
 	if l.Epoch < s.ready.Epoch || l.Timeline <= s.ready.Timeline && !s.async() {
 		s.violate("the timeline goes back: %s serves timeline %d in epoch %d after %d in %d", l.Node, l.Timeline, l.Epoch, s.ready.Timeline, s.ready.Epoch)
 	}
@@ -93,7 +96,7 @@ func (s *simulation) opened(h *host) {
 		return
 	}
 	s.tell(h.name, "is open to writes at %s", h.pg.position())
-	if c, bad := s.lacks(h.pg); bad && s.epochs[h.name] == s.reg.view.NextMaster.Epoch {
+	if c, bad := s.lacks(h.pg); bad && !h.pg.part && s.epochs[h.name] == s.reg.view.NextMaster.Epoch {
 		s.violate("a commit is lost: %s opens in epoch %d and lacks acknowledged commit %d", h.name, s.epochs[h.name], c.id)
 	}
 }
@@ -105,8 +108,10 @@ func (s *simulation) copying(h *host) {
 	s.whole()
 }
 
-// whole asserts that one whole directory holds all that was acknowledged.
+// whole asserts that one whole directory holds all that was acknowledged, and
+// that nothing has vanished of what was written at risk.
 func (s *simulation) whole() {
+	s.spare()
 	for _, name := range s.names {
 		p := s.hosts[name].pg
 		if _, bad := s.lacks(p); p.complete && !bad {
@@ -153,30 +158,18 @@ func (s *simulation) keepsPromise(h *host, handler *Handler) {
 	}
 }
 
-// judge does what the watchers do, and asserts that a node without a lease does
-// not stay open.
-func (s *simulation) judge() {
+// fenced asserts that a node without a lease does not stay open, unless it serves
+// a part or the cluster is paused.
+func (s *simulation) fenced() {
 	for _, name := range s.names {
 		h := s.hosts[name]
-		near := 1
-		for _, other := range s.names {
-			if other != name && !s.hosts[other].dead && s.linked(name, other) && s.linked(other, name) {
-				near++
-			}
-		}
-		if s.speaks(h) || near > len(s.names)/2 {
-			s.alone[name] = time.Time{}
-		} else if s.alone[name].IsZero() {
-			s.alone[name] = time.Now()
-		}
-		open := h.pg.running && h.pg.primary && h.pg.gate
-		able := h.handler != nil && !h.frozen() && s.naps[name] == nil && !h.units.stuck[pgUnit] && !s.slow[name]
-		if open && able {
+		loose := s.open(h) && s.able(h)
+		if loose {
 			valid, _ := h.handler.tenure.valid(time.Now())
-			able = !valid
+			loose = !valid && h.handler.Mode() == cluster.Closed || h.pg.part && s.watches[name].judged.Verdict == cluster.Majority
 		}
 		switch {
-		case !open || !able:
+		case !loose:
 			s.loose[name] = time.Time{}
 		case s.loose[name].IsZero():
 			s.loose[name] = time.Now()
@@ -191,7 +184,7 @@ func (s *simulation) check() {
 	lock, published := s.reg.view.Leader, s.reg.view.Sync
 	for _, name := range s.names {
 		p := s.hosts[name].pg
-		if !p.running || !p.primary || !p.gate {
+		if !p.running || !p.primary || !p.gate || p.part { // a part publishes nothing
 			continue
 		}
 		if lock.Held && lock.Node == name && s.epochs[name] == lock.Epoch && (published.Leader != name || published.Epoch != lock.Epoch) {
@@ -230,6 +223,11 @@ func (s *simulation) converged() string {
 		}
 		if _, d, _ := h.handler.snapshot(); d.State != cluster.Standby {
 			return name + " is " + string(d.State)
+		}
+	}
+	for _, name := range v.Managers() {
+		if _, d, _ := s.hosts[name].handler.snapshot(); d.Side != nil {
+			return name + " still thinks of a part that was served"
 		}
 	}
 	return ""

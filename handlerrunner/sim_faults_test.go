@@ -1,14 +1,10 @@
 package handlerrunner
 
 import (
-	"context"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"time"
-
-	"github.com/understudy-ha/understudy/cluster"
 )
 
 // fault is something bad that happens to a host, or to the cluster. It runs under
@@ -44,7 +40,7 @@ func faults() []fault {
 			s.loss += 0.2
 			return func() { s.loss = max(0, s.loss-0.2) }
 		}},
-		{"registry down", 6, func(s *simulation, _ *host, _ *dice) func() { s.registryDown(); return s.registryUp }},
+		{"registry down", 6, func(s *simulation, _ *host, _ *dice) func() { s.raft.stops++; return func() { s.raft.stops-- } }},
 		{"session dropped", 5, func(s *simulation, _ *host, _ *dice) func() { s.reg.drop(s.reg.view.Leader.Session); return nil }},
 		{"unit broken", 3, func(s *simulation, h *host, _ *dice) func() { return s.breakUnit(h, alwaysUnit) }},
 		{"PostgreSQL does not stop", 5, func(s *simulation, h *host, _ *dice) func() { return s.breakUnit(h, pgUnit) }},
@@ -71,6 +67,16 @@ func faults() []fault {
 				heal()
 			}
 		}},
+		{"parted", 14, func(s *simulation, _ *host, d *dice) func() { return s.part(d) }},
+		{"clients are idle", 4, func(s *simulation, h *host, _ *dice) func() { h.idle = true; return func() { h.idle = false } }},
+		{"watcher killed", 4, func(s *simulation, h *host, _ *dice) func() { return s.killWatcher(h) }},
+		{"disk full", 4, func(s *simulation, h *host, _ *dice) func() {
+			h.pg.disk = "is full: 3 MB are free"
+			return func() { h.pg.disk = "" }
+		}},
+		{"export fails", 3, func(s *simulation, h *host, _ *dice) func() { h.pg.failExports++; return nil }},
+		{"paused", 5, func(s *simulation, _ *host, _ *dice) func() { return s.pause() }},
+		{"shut down in order", 5, func(s *simulation, h *host, _ *dice) func() { return s.shutDown(h) }},
 		{"hand-over", 8, func(s *simulation, _ *host, d *dice) func() { s.handOver(d); return nil }},
 		{"option", 4, func(s *simulation, h *host, d *dice) func() { return s.setOption(h, d) }},
 		{"removed", 2, func(s *simulation, h *host, _ *dice) func() { s.remove(h); return nil }},
@@ -85,6 +91,12 @@ var moments = []string{
 	"Rewind", "rewinding", "cloning", "Start " + pgUnit, "Stop " + pgUnit, "Kill " + pgUnit,
 	"Detach a", "Detach b", "Detach c", "Report a", "Report b", "Vouch b", "Vouch c",
 	"journal lock", "journal promoted", "journal writable", "journal elected", "journal state", "journal handover",
+}
+
+// partMoments are those of a part that is cut off, and of what comes after.
+var partMoments = []string{
+	"Rally a", "Rally b", "Rally c", "SkipTimelines", "Keep", "journal minority", "Claim a", "Claim b", "LastCommit", "LastWrite b", "LastWrite c",
+	"journal heal", "Export", "journal rewind", "journal clone", "journal failback",
 }
 
 // ambush is a fault that strikes when a handler comes to a certain call.
@@ -109,10 +121,28 @@ func pick(d *dice) fault {
 	return fault{}
 }
 
+func faultOf(name string) fault {
+	return faults()[slices.IndexFunc(faults(), func(f fault) bool { return f.name == name })]
+}
+
 // nemesis brings on one fault after the other, and lays ambushes for more.
 func (s *simulation) nemesis() {
 	d := diceOf(s.seed, "nemesis", 0)
 	_ = sleep(s.ctx, d.upTo(3*time.Second))
+	over := time.Now()
+	if d.chance(0.5) { // a partition that lasts; everything else happens in it
+		s.mu.Lock()
+		lasts := s.reg.view.Options("").Duration("minority_after") + d.between(2*time.Second, 14*time.Second)
+		s.begin(faultOf("parted"), s.hosts[s.names[0]], lasts, d)
+		over = time.Now().Add(lasts)
+		s.mu.Unlock()
+		_ = sleep(s.ctx, d.upTo(lasts))
+	}
+	defer func() {
+		if d.chance(0.7) {
+			_ = sleep(s.ctx, time.Until(over)+d.upTo(time.Second))
+		}
+	}()
 	for range 2 + d.below(8) {
 		s.mu.Lock()
 		lasts := d.between(20*ms, []time.Duration{200 * ms, time.Second, 4 * time.Second, 7 * time.Second}[d.below(4)])
@@ -120,8 +150,15 @@ func (s *simulation) nemesis() {
 		if active := s.hosts[s.reg.view.NextMaster.Node]; d.chance(0.4) && active != nil {
 			on = active
 		}
+		if f.name == "parted" || f.name == "clients are idle" {
+			lasts = d.between(time.Second, 16*time.Second)
+		}
 		if d.chance(0.5) {
-			a := ambush{[]string{"before ", "after "}[d.below(2)] + moments[d.below(len(moments))], "", f, lasts}
+			at := moments
+			if d.chance(0.3) {
+				at = partMoments
+			}
+			a := ambush{[]string{"before ", "after "}[d.below(2)] + at[d.below(len(at))], "", f, lasts}
 			s.ambushes = append(s.ambushes, a)
 			s.tell("", "ambush: %s %s", f.name, a.moment)
 		} else {
@@ -140,23 +177,14 @@ func (s *simulation) begin(f fault, on *host, lasts time.Duration, d *dice) {
 		return
 	}
 	s.tell(on.name, "FAULT: %s, for %s", f.name, lasts.Round(ms))
+	s.count("fault: " + f.name)
 	end := f.begin(s, on, d)
 	if end == nil {
 		return
 	}
-	s.nth++
-	id := s.nth
-	s.ends[id] = end
-	s.running.Go(func() {
-		_ = sleep(s.ctx, lasts)
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if end := s.ends[id]; end != nil {
-			delete(s.ends, id)
-			s.tell(on.name, "over: %s", f.name)
-			end()
-			s.reg.touch()
-		}
+	s.after(lasts, func() {
+		s.tell(on.name, "over: %s", f.name)
+		end()
 	})
 }
 
@@ -193,7 +221,7 @@ func (s *simulation) relax() {
 	s.loss = 0
 	for _, name := range s.names {
 		pg := s.hosts[name].pg
-		pg.failPromotes, pg.failRewinds, pg.failClones = 0, 0, 0
+		pg.failPromotes, pg.failRewinds, pg.failClones, pg.failExports = 0, 0, 0, 0
 		s.powerOn(s.hosts[name])
 	}
 	s.reg.touch()
@@ -234,8 +262,7 @@ func (s *simulation) dwindle(away *host) func() {
 	for _, name := range s.names {
 		s.slow[name] = name != active && name != away.name
 	}
-	power := slices.IndexFunc(faults(), func(f fault) bool { return f.name == "power" })
-	s.ambushes = append(s.ambushes, ambush{"after SetSync", active, faults()[power], 3 * time.Second})
+	s.ambushes = append(s.ambushes, ambush{"after SetSync", active, faultOf("power"), 3 * time.Second})
 	return func() {
 		heal()
 		clear(s.slow)
@@ -282,7 +309,7 @@ func (s *simulation) cut(links ...link) func() {
 
 func (s *simulation) isolate(name string, out, in bool) func() {
 	var links []link
-	for _, other := range append(slices.Clone(s.names), consul) {
+	for _, other := range append(slices.Clone(s.names), consul, outside) {
 		if out {
 			links = append(links, link{name, other})
 		}
@@ -293,15 +320,58 @@ func (s *simulation) isolate(name string, out, in bool) func() {
 	return s.cut(links...)
 }
 
-// registryDown stops Consul. It keeps its sessions, and gives them their whole
-// TTL when it is back.
-func (s *simulation) registryDown() { s.reg.down = true }
-
-func (s *simulation) registryUp() {
-	s.reg.down = false
-	for _, session := range s.reg.sessions {
-		session.ends.Reset(2*session.ttl + time.Duration(len(session.id)))
+// part cuts a few hosts off from the others, which keep the registry where it is
+// not on the hosts. Sometimes nobody writes on one side.
+func (s *simulation) part(d *dice) func() {
+	rest := slices.Clone(s.names)
+	var part []string
+	for range 1 + d.below(max(1, len(rest)/2)) {
+		i := d.below(len(rest))
+		part, rest = append(part, rest[i]), slices.Delete(rest, i, i+1)
 	}
+	var links []link
+	for _, name := range part {
+		for _, other := range append(slices.Clone(rest), consul) {
+			if other != consul || !s.raft.hosted {
+				links = append(links, link{name, other}, link{other, name})
+			}
+		}
+	}
+	idle := [][]string{rest, rest, part, nil, nil, nil}[d.below(6)]
+	for _, name := range idle {
+		s.hosts[name].idle = true
+	}
+	s.tell("", "%v is cut off from %v; idle: %v", part, rest, idle)
+	heal := s.cut(links...)
+	return func() {
+		heal()
+		s.after(d.upTo(8*time.Second), func() {
+			for _, name := range idle {
+				s.hosts[name].idle = false
+			}
+		})
+	}
+}
+
+// after does something later, or when the faults are over. The world is locked.
+func (s *simulation) after(wait time.Duration, do func()) {
+	if s.calm {
+		do()
+		return
+	}
+	s.nth++
+	id := s.nth
+	s.ends[id] = do
+	s.running.Go(func() {
+		_ = sleep(s.ctx, wait)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if do := s.ends[id]; do != nil {
+			delete(s.ends, id)
+			do()
+			s.reg.touch()
+		}
+	})
 }
 
 func (s *simulation) breakUnit(h *host, unit string) func() {
@@ -335,65 +405,4 @@ func (s *simulation) refuseState(h *host) func() {
 			s.powerOn(h)
 		}
 	}
-}
-
-// handOver is an operator who asks the active node to make another one active.
-func (s *simulation) handOver(d *dice) {
-	from := s.hosts[s.reg.view.Leader.Node]
-	target := s.names[d.below(len(s.names))]
-	if from == nil || from.handler == nil {
-		return
-	}
-	handler := from.handler
-	s.running.Go(func() {
-		ctx, cancel := context.WithTimeout(s.ctx, 20*time.Second)
-		defer cancel()
-		err := handler.HandOver(ctx, target, "")
-		s.tell(from.name, "hand-over to %s: %v", target, err)
-	})
-}
-
-// setOption changes an option of a node until the fault is over.
-func (s *simulation) setOption(h *host, d *dice) func() {
-	n, member := s.reg.view.Nodes[h.name]
-	if !member {
-		return nil
-	}
-	o := cluster.Options{"no_failover": "true"}
-	if d.chance(0.5) {
-		o = cluster.Options{"priority": strconv.Itoa(d.below(200))}
-	}
-	set := func(o cluster.Options) {
-		if n, member = s.reg.view.Nodes[h.name]; member {
-			n.Options = o
-			s.reg.view.Nodes[h.name] = n
-		}
-		s.reg.touch()
-	}
-	set(o)
-	return func() { set(nil) }
-}
-
-// remove is an operator who takes a standby out of the cluster, once.
-func (s *simulation) remove(h *host) {
-	v := s.reg.view
-	if len(v.Nodes) < 3 || len(v.Removed) > 0 || slices.Contains([]string{v.NextMaster.Node, v.Leader.Node, v.Sync.Leader}, h.name) {
-		return
-	}
-	delete(s.reg.view.Nodes, h.name)
-	s.reg.view.Removed[h.name] = cluster.Tombstone{Node: h.name}
-	s.reg.touch()
-}
-
-// addOne is an operator who joins a new node to an active one, once.
-func (s *simulation) addOne() {
-	l := s.reg.view.Leader
-	if source := s.hosts[l.Node]; len(s.names) > s.nodes || !l.Held || !l.Ready || !source.pg.primary || source.dead {
-		return
-	}
-	name := string(rune('a' + len(s.names)))
-	h := s.newHost(name)
-	h.pg.take(s.hosts[l.Node].pg)
-	s.bootLocked(h)
-	s.reg.touch()
 }

@@ -58,7 +58,18 @@ func (g simPG) Promote(ctx context.Context) (cluster.Position, error) {
 		g.p.s.mu.Lock()
 		g.hangUp()
 		g.p.s.mu.Unlock()
+		part := false
+		if handler := g.p.of(); handler != nil {
+			_, d, _ := handler.snapshot()
+			part = d.State == cluster.ActiveMinority
+		}
+		g.p.s.mu.Lock()
+		already := g.primary
+		g.p.s.mu.Unlock()
 		pos, err := g.fakePG.Promote(ctx)
+		if err == nil && !already {
+			g.p.s.makes(g.p.host, part)
+		}
 		g.p.s.opened(g.p.host)
 		return pos, err
 	})
@@ -132,6 +143,13 @@ func (g simPG) Clone(ctx context.Context, source cluster.Node, progress func(str
 	_, err := call(ctx, g, "cloning", 300*ms, 3*time.Second, func(context.Context) (bool, error) { return true, g.cloned(source) })
 	g.p.s.copied(g.p.host, err)
 	return err
+}
+
+// of is the handler that this process is.
+func (p *proc) of() *Handler {
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	return p.handler
 }
 
 // simUnits are the units of a host, with time and faults.

@@ -8,18 +8,6 @@ import (
 	"github.com/understudy-ha/understudy/cluster"
 )
 
-// consul is the name of the registry as an end of links.
-const consul = "consul"
-
-type link struct{ from, to string }
-
-// linked says that packets pass from one end to another.
-func (s *simulation) linked(from, to string) bool { return s.cuts[link{from, to}] == 0 }
-
-func (s *simulation) speaks(h *host) bool {
-	return !h.dead && !h.frozen() && s.linked(h.name, consul) && s.linked(consul, h.name) && !s.reg.down
-}
-
 // arrives waits for a message on its way, and says whether it comes.
 func (s *simulation) arrives(d *dice, from, to string) bool {
 	took := d.between(200*time.Microsecond, 3*time.Millisecond)
@@ -232,7 +220,7 @@ func (c *simStore) SetNextMaster(ctx context.Context, seen cluster.View, a clust
 	return consult(ctx, c.p, "SetNextMaster", func() (bool, error) {
 		ok, err := c.inner().SetNextMaster(c.p.s.ctx, seen, a)
 		if ok {
-			c.p.s.named()
+			c.p.s.named(seen.Leader)
 		}
 		return ok, err
 	})

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/understudy-ha/understudy/cluster"
@@ -39,10 +40,10 @@ func (s *simulation) bootLocked(h *host) {
 	}
 	p.state = s.stateFile(h.name, p.run)
 	handler, err := New(Options{
-		Node: h.name, Version: "simulation", State: p.state, Known: p.state + ".view",
+		Node: h.name, Version: "simulation", State: p.state, Known: p.state + known,
 		Store: &simStore{p}, Locks: &simLocks{p}, Postgres: simPG{h.pg, p}, Replication: simPG{h.pg, p}, Directory: simPG{h.pg, p},
 		Units: simUnits{h.units, p}, Peers: simPeers{p}, Parts: simPeers{p}, Journal: simJournal{p},
-		Divergence: simDivergence{&fakeDivergence{h}, p}, Storage: func() cluster.StorageReport { return cluster.StorageReport{} },
+		Divergence: simDivergence{&fakeDivergence{h}, p}, Storage: p.storage,
 		Verdict: p.verdict, Files: p.files,
 		Checkpoint: simPG{h.pg, p}.checkpoint,
 		Hold:       func(time.Time) {},
@@ -52,7 +53,7 @@ func (s *simulation) bootLocked(h *host) {
 		Depart: func(ctx context.Context) error {
 			return p.local(ctx, "Depart", 5*time.Millisecond, 50*time.Millisecond, func() error { h.departs++; return nil })
 		},
-		PostgresUnit: pgUnit, AlwaysUnits: []string{alwaysUnit}, LeaderUnits: []string{leaderUnit}, Log: slog.New(slog.DiscardHandler),
+		PostgresUnit: pgUnit, AlwaysUnits: []string{alwaysUnit}, LeaderUnits: []string{leaderUnit}, Log: p.log(),
 	})
 	if err != nil && s.refused[h.name] {
 		s.tell(h.name, "handler cannot start: %v", err)
@@ -93,19 +94,24 @@ func (s *simulation) kill(h *host) {
 		return
 	}
 	p.gone, h.handler = true, nil
-	from, to := p.state, s.stateFile(h.name, p.run+1)
-	if s.refused[h.name] {
-		from, to = s.away(from), s.away(to)
-	}
-	text, err := os.ReadFile(from)
-	if err == nil {
-		err = os.WriteFile(to, text, 0o600)
-	}
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		s.violate("state of %s: %v", h.name, err)
+	for _, of := range []string{"", known} {
+		from, to := p.state+of, s.stateFile(h.name, p.run+1)+of
+		if s.refused[h.name] {
+			from, to = s.away(from), s.away(to)
+		}
+		text, err := os.ReadFile(from)
+		if err == nil {
+			err = os.WriteFile(to, text, 0o600)
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			s.violate("state of %s: %v", h.name, err)
+		}
 	}
 	h.stop()
 }
+
+// known ends the name of the file with the last view of the cluster.
+const known = ".view"
 
 // roll returns the dice of the next call of that name. The world is locked.
 func (p *proc) roll(op string) *dice {
@@ -176,18 +182,6 @@ func (p *proc) after(d *dice, op string) error {
 	return p.awake(d)
 }
 
-func (p *proc) verdict() cluster.VerdictReport {
-	p.s.mu.Lock()
-	defer p.s.mu.Unlock()
-	switch alone := p.s.alone[p.name]; {
-	case p.s.blind[p.name]:
-		return cluster.VerdictReport{}
-	case !alone.IsZero() && time.Since(alone) > 2*time.Second:
-		return cluster.VerdictReport{Verdict: cluster.Minority, Reason: "cut off"}
-	}
-	return cluster.VerdictReport{Verdict: cluster.Majority}
-}
-
 func (p *proc) files() cluster.FilesReport {
 	p.s.mu.Lock()
 	defer p.s.mu.Unlock()
@@ -195,6 +189,32 @@ func (p *proc) files() cluster.FilesReport {
 		return cluster.FilesReport{}
 	}
 	return cluster.FilesReport{Complete: cluster.Yes}
+}
+
+func (p *proc) storage() cluster.StorageReport {
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	return cluster.StorageReport{Problem: p.pg.disk}
+}
+
+// log tells the history of what a handler warns of.
+func (p *proc) log() *slog.Logger {
+	if !p.s.recording {
+		return slog.New(slog.DiscardHandler)
+	}
+	return slog.New(slog.NewTextHandler(said{p}, &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey || a.Key == slog.LevelKey {
+			return slog.Attr{}
+		}
+		return a
+	}}))
+}
+
+type said struct{ p *proc }
+
+func (w said) Write(b []byte) (int, error) {
+	w.p.s.tell(w.p.name, "%s", strings.TrimSpace(string(b)))
+	return len(b), nil
 }
 
 type simJournal struct{ p *proc }
@@ -206,6 +226,7 @@ func (j simJournal) Write(kind string, epoch cluster.Epoch, message string, _ an
 	s.mu.Lock()
 	if !j.p.gone {
 		s.tell(j.p.name, "journal: %s (epoch %d)", message, epoch)
+		s.count("journal: " + kind)
 		s.check()
 	}
 	s.mu.Unlock()

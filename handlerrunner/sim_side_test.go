@@ -18,33 +18,55 @@ var (
 	_ Parts      = simPeers{}
 )
 
-func (d simDivergence) step(ctx context.Context, op string) error {
-	return d.p.local(ctx, op, 200*time.Microsecond, 5*time.Millisecond, func() error { return nil })
+func (d simDivergence) LastCommit(ctx context.Context, after cluster.LSN) (cluster.LastWrite, error) {
+	return call(ctx, simPG{d.h.pg, d.p}, "LastCommit", 5*ms, 300*ms, func(ctx context.Context) (cluster.LastWrite, error) {
+		if d.h.pg.position().Timeline == 0 || !d.p.pgRuns() {
+			return cluster.LastWrite{}, ErrNotRunning
+		}
+		return d.fakeDivergence.LastCommit(ctx, after)
+	})
 }
 
-func (d simDivergence) LastCommit(ctx context.Context, after cluster.LSN) (time.Time, error) {
-	if err := d.step(ctx, "LastCommit"); err != nil {
-		return time.Time{}, err
-	}
-	return d.fakeDivergence.LastCommit(ctx, after)
+func (p *proc) pgRuns() bool {
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	return p.pg.running
 }
 
 func (d simDivergence) SkipTimelines(ctx context.Context, n int) error {
-	if err := d.step(ctx, "SkipTimelines"); err != nil {
-		return err
-	}
-	return d.fakeDivergence.SkipTimelines(ctx, n)
+	_, err := call(ctx, simPG{d.h.pg, d.p}, "SkipTimelines", 1*ms, 30*ms, func(ctx context.Context) (bool, error) {
+		if !d.p.pgRuns() {
+			return false, ErrNotRunning
+		}
+		return true, d.fakeDivergence.SkipTimelines(ctx, n)
+	})
+	return err
 }
 
-func (d simDivergence) Keep(ctx context.Context, lsn cluster.LSN) error {
-	return d.step(ctx, "Keep")
+func (d simDivergence) Keep(ctx context.Context, _ cluster.LSN) error {
+	return d.p.local(ctx, "Keep", 200*us, 5*ms, func() error { return nil })
 }
 
+// Export takes its time, and is nothing before its end.
 func (d simDivergence) Export(ctx context.Context, epoch cluster.Epoch, fork cluster.LSN) error {
-	if err := d.step(ctx, "Export"); err != nil {
-		return err
-	}
-	return d.fakeDivergence.Export(ctx, epoch, fork)
+	_, err := call(ctx, simPG{d.h.pg, d.p}, "Export", 20*ms, 800*ms, func(ctx context.Context) (bool, error) {
+		d.p.s.mu.Lock()
+		refused := d.h.pg.failExports > 0
+		if refused {
+			d.h.pg.failExports--
+		}
+		d.p.s.mu.Unlock()
+		if refused {
+			return false, errExport
+		}
+		d.p.s.tell(d.p.name, "exports what lies after %s", fork)
+		if err := d.fakeDivergence.Export(ctx, epoch, fork); err != nil {
+			return false, err
+		}
+		d.p.s.exports(d.h, fork)
+		return true, nil
+	})
+	return err
 }
 
 func (s simPeers) Rally(ctx context.Context, node cluster.Node) (cluster.Answer, error) {
@@ -52,10 +74,18 @@ func (s simPeers) Rally(ctx context.Context, node cluster.Node) (cluster.Answer,
 }
 
 func (s simPeers) Claim(ctx context.Context, node cluster.Node, a cluster.Answer) error {
-	_, err := ask(ctx, s.p, node.Name, "Claim", func(ctx context.Context, h *Handler) (bool, error) { return true, h.Claim(ctx, a) })
+	_, err := ask(ctx, s.p, node.Name, "Claim", func(ctx context.Context, h *Handler) (bool, error) {
+		err := h.Claim(ctx, a)
+		s.p.s.tell(h.Node, "answers the claim of %s: %v", a.Node, err)
+		s.p.s.count("claims")
+		return true, err
+	})
 	return err
 }
 
 func (s simPeers) LastWrite(ctx context.Context, node cluster.Node, after cluster.LSN) (cluster.LastWrite, error) {
 	return ask(ctx, s.p, node.Name, "LastWrite", func(ctx context.Context, h *Handler) (cluster.LastWrite, error) { return h.LastWrite(ctx, after) })
 }
+
+// at is a point in time on the clock of a host.
+func (h *host) at(t time.Time) time.Time { return t.Add(h.fast) }

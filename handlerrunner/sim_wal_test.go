@@ -15,6 +15,9 @@ type streams struct {
 	in       *stream            // what a standby receives by
 	out      map[string]*stream // who receives from this server
 	stopping bool               // clients are gone, standbys get the rest
+	part     bool               // it is a primary for a part that is cut off
+
+	failExports int // so many of the next ones fail
 }
 
 // commit is a transaction, the number of records that hold it, and the latest
@@ -95,7 +98,7 @@ func (p *fakePG) closeStreams() {
 	for _, st := range p.out {
 		st.gone = true
 	}
-	p.out, p.waiting, p.stopping = nil, nil, false
+	p.out, p.waiting, p.stopping, p.part = nil, nil, false, false
 }
 
 // pump lets WAL pass, in steps of about 10 ms, as the dice say.
@@ -123,7 +126,10 @@ func (s *simulation) pump() {
 		if s.dice.chance(0.5) && !s.reg.down {
 			s.reg.checks()
 		}
-		s.judge()
+		s.govern()
+		s.watchers()
+		s.pairs()
+		s.fenced()
 		s.check()
 		s.mu.Unlock()
 	}
@@ -134,8 +140,10 @@ func (s *simulation) serve(p *fakePG) {
 	if p.stopping {
 		return
 	}
-	if p.gate && len(p.waiting) < 3 && s.dice.chance(0.4) {
+	if p.gate && !p.h.idle && len(p.waiting) < 3 && s.dice.chance(0.4) {
 		s.commits++
+		s.wrote[s.commits] = written{time.Now(), p.h.name}
+		s.madeAt[s.commits] = p.h.at(time.Now())
 		p.wal = append(p.wal, s.commits)
 		p.unflushed++
 		p.waiting = append(p.waiting, commit{s.commits, len(p.wal), s.acking})

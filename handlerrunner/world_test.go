@@ -49,7 +49,7 @@ type world struct {
 	commits int
 	acked   []int
 	ackedBy map[string]time.Time // when each host last acknowledged a commit
-	madeAt  map[int]time.Time
+	madeAt  map[int]time.Time    // by the clock of the host
 
 	risky    []int // acknowledged in a minority: may end in an export
 	exported []int // by a node that was rewound
@@ -76,6 +76,7 @@ type host struct {
 	isolated bool          // its network is gone
 	mute     bool          // it cannot reach the registry
 	idle     bool          // no client writes here
+	fast     time.Duration // by so much its clock is; of commits only in simulations
 	lag      time.Duration // between a change in the registry and its view of it
 
 	handler *Handler

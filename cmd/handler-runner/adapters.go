@@ -117,9 +117,9 @@ func (k kept) Is(target error) bool { return target == handlerrunner.ErrKept }
 // losses keeps and exports what a losing side wrote.
 type losses struct{ *adapters }
 
-func (d losses) LastCommit(ctx context.Context, after cluster.LSN) (time.Time, error) {
+func (d losses) LastCommit(ctx context.Context, after cluster.LSN) (cluster.LastWrite, error) {
 	at, _, err := d.pg.LastCommit(ctx, after)
-	return at, err
+	return cluster.LastWrite{At: at, Clock: time.Now()}, err
 }
 
 func (d losses) SkipTimelines(ctx context.Context, n int) error {
