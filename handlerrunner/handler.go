@@ -66,8 +66,8 @@ type durable struct {
 	Paused    bool          `json:"paused"`  // the latest word on it that was heard
 
 	// Lines are the timelines of promotions, here or on a node that was
-	// followed, that other nodes may know nothing of: see line. Oldest first.
-	Lines []line `json:"lines,omitempty"`
+	// followed, that other nodes may know nothing of: see doubled. Oldest first.
+	Lines []cluster.Line `json:"lines,omitempty"`
 
 	// Wrote is the timeline that this node opened last, as a primary.
 	Wrote cluster.Timeline `json:"wrote,omitempty"`
@@ -95,6 +95,7 @@ type Handler struct {
 
 	mu       sync.Mutex // guards what follows
 	durable  durable
+	unkept   bool // the disk has refused durable as it is
 	view     cluster.View
 	fresh    cluster.Tri
 	seen     time.Time // when who is named, or whether the lock is held, last changed
@@ -314,6 +315,9 @@ func (h *Handler) keep() error {
 	d := h.durable
 	h.mu.Unlock()
 	err := statefile.Keep(h.State, d)
+	h.mu.Lock()
+	h.unkept = err != nil
+	h.mu.Unlock()
 	if err != nil {
 		h.Log.Error("state not written", "error", err)
 	}

@@ -3,6 +3,7 @@ package handlerrunner
 import (
 	"context"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"testing"
 	"testing/synctest"
@@ -32,7 +33,7 @@ func TestResumeDoesNotWaitForASilentRegistry(t *testing.T) {
 		t.Fatal(err)
 	}
 	synctest.Test(t, func(t *testing.T) {
-		h, err := New(Options{Node: "a", State: file, Locks: silentLocks{}, Journal: noJournal{}, Log: slog.New(slog.DiscardHandler)})
+		h, err := New(Options{Node: "a", State: file, Locks: silentLocks{}, Journal: noJournal{}, Hold: func(time.Time) {}, Log: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -66,4 +67,25 @@ func TestTenureEndsWithoutAnAnswer(t *testing.T) {
 			t.Errorf("took %s, want %s", took, 2*leaseTTL)
 		}
 	})
+}
+
+// A promise that the disk has refused is not given when it is asked for again.
+func TestPromiseIsKeptBeforeItIsGiven(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	h, err := New(Options{Node: "a", State: filepath.Join(dir, "a.json"), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, dir, "a file where the folder should be")
+	for range 2 {
+		if e, err := h.promise(7, 1); err == nil {
+			t.Errorf("promised epoch %d without a disk", e)
+		}
+	}
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := h.promise(7, 1); e != 7 || err != nil {
+		t.Errorf("promised epoch %d, %v, want 7", e, err)
+	}
 }

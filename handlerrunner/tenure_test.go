@@ -32,7 +32,7 @@ const ttl = time.Second
 func begun(l Lease, asked time.Time) (t *tenure, woken chan struct{}) {
 	woken = make(chan struct{})
 	t = &tenure{log: slog.New(slog.DiscardHandler), wake: func() { close(woken) },
-		vouched: func(context.Context, cluster.Epoch) bool { return false }}
+		vouched: func(context.Context, cluster.Epoch) bool { return false }, hold: func(time.Time) {}}
 	t.begin(l, 7, asked, ttl)
 	return t, woken
 }
