@@ -53,6 +53,7 @@ func (h *Handler) act(ctx context.Context, a cluster.Action, o cluster.Observati
 	case cluster.OpenReads:
 		return h.Postgres.Gate(try, true)
 	case cluster.Shut:
+		h.setUpstream(0) // to follow again opens the gate
 		return h.Postgres.Gate(try, false)
 	case cluster.Fence:
 		return h.fence(try, fenceWithin)
@@ -88,6 +89,11 @@ func (h *Handler) eachUnit(ctx context.Context, units []string, run bool) error 
 	var failed []error
 	for _, u := range units {
 		running, err := h.Units.Running(ctx, u)
+		h.mu.Lock()
+		if run && running == cluster.No && h.units[u] == cluster.Yes {
+			h.faltered[u] = time.Now()
+		}
+		h.mu.Unlock()
 		if err == nil && running != cluster.TriOf(run) {
 			if run {
 				err = h.Units.Start(ctx, u)
@@ -205,10 +211,10 @@ func (h *Handler) rejoin(ctx context.Context) error {
 		}
 	}
 	if clone {
-		h.Journal.Write("clone", view.Leader.Epoch, fmt.Sprintf("%s is cloned from %s", h.Node, source.Name), nil)
+		h.Journal.Write(cluster.EventClone, view.Leader.Epoch, fmt.Sprintf("%s is cloned from %s", h.Node, source.Name), nil)
 		err = h.Directory.Clone(ctx, source, func(s string) { h.Log.Info("clone", "progress", s) })
 	} else {
-		h.Journal.Write("rewind", view.Leader.Epoch, fmt.Sprintf("%s is rewound to %s", h.Node, source.Name), nil)
+		h.Journal.Write(cluster.EventRewind, view.Leader.Epoch, fmt.Sprintf("%s is rewound to %s", h.Node, source.Name), nil)
 		h.rewound = view.Leader.Epoch
 		err = h.Directory.Rewind(ctx, source)
 	}
@@ -221,7 +227,7 @@ func (h *Handler) rejoin(ctx context.Context) error {
 	if err := h.Units.Start(ctx, h.PostgresUnit); err != nil {
 		return err
 	}
-	return h.awaitFollowing(ctx)
+	return h.awaitFollowing(ctx, source, view.Leader.Epoch)
 }
 
 // settle keeps a promise that was made while the directory was being mended: the
@@ -258,19 +264,39 @@ func (h *Handler) forked(ctx context.Context, db Database) bool {
 const recoverWithin = 10 * time.Minute
 
 // awaitFollowing waits until the server runs as a standby: before that it cannot
-// tell where it is, and must not be mended again.
-func (h *Handler) awaitFollowing(ctx context.Context) error {
+// tell where it is, and must not be mended again. An election may have detached
+// it meanwhile; where that came to nothing it goes back to the source, without
+// whose WAL it would not become consistent.
+func (h *Handler) awaitFollowing(ctx context.Context, source cluster.Node, epoch cluster.Epoch) error {
 	ctx, cancel := context.WithTimeout(ctx, recoverWithin)
 	defer cancel()
+	held := false
 	for {
 		db, _ := h.Postgres.Observe(ctx)
 		if db.Running == cluster.Yes && db.Primary == cluster.No {
 			return nil
 		}
+		view, d, _ := h.snapshot()
+		if held && d.Promise <= epoch && view.Leader.Epoch == epoch {
+			h.attach(ctx, source, epoch)
+		}
+		held = d.Promise > epoch
 		if err := sleep(ctx, 50*time.Millisecond); err != nil {
 			return fmt.Errorf("wait for PostgreSQL to run as a standby: %w", err)
 		}
 	}
+}
+
+// attach points a server that is not consistent yet at its source again. What
+// the server says to it does not count: it takes it up when it can.
+func (h *Handler) attach(ctx context.Context, source cluster.Node, epoch cluster.Epoch) {
+	h.moving.Lock()
+	defer h.moving.Unlock()
+	if _, d, _ := h.snapshot(); d.Promise > epoch {
+		return
+	}
+	err := h.Replication.Follow(ctx, source)
+	h.Log.Info("back to the source of the copy: the election came to nothing", "source", source.Name, "error", err)
 }
 
 func (h *Handler) rejoined(err error) {

@@ -22,6 +22,9 @@ const (
 	nobody     = "nobody"
 )
 
+// errStarting: the server has not read enough WAL to be consistent.
+var errStarting = errors.New("the server is starting up")
+
 var errNotStandby = errors.New("the server is not a standby")
 
 // fakePG is a data directory and the server on it. WAL is a list of records
@@ -54,10 +57,12 @@ type fakePG struct {
 
 	disk string // what is wrong with it
 
-	failRewinds, failClones int           // so many of the next ones fail
+	failRewinds, failClones int // so many of the next ones fail
+	wasteRewinds            int
 	hangs                   bool          // a fast shutdown does not end
 	checkpoints             time.Duration // how long one takes
 	failPromotes            int
+	mending                 bool             // was copied, and cannot tell where it is before it streams
 	skip                    cluster.Timeline // so many timelines are passed over by the next promotion
 }
 
@@ -93,6 +98,9 @@ func (p *fakePG) source() *fakePG {
 // receive takes what the upstream has.
 func (p *fakePG) receive() (moved bool) {
 	s := p.source()
+	if s != nil {
+		p.mending = false
+	}
 	if s == nil || p.stalled || p.lsn() == s.lsn() && p.timeline == s.timeline {
 		return false
 	}
@@ -151,7 +159,6 @@ func (p *fakePG) stop(clean bool) {
 	}
 	p.h.w.flow()
 	p.running, p.primary, p.pending, p.sealed = false, false, nil, clean
-	p.gate = false
 	p.closeStreams()
 	p.h.w.flow()
 }
@@ -168,8 +175,11 @@ func (p *fakePG) Observe(ctx context.Context) (Database, error) {
 	}
 	p.h.w.mu.Lock()
 	defer p.h.w.mu.Unlock()
-	if !p.running {
+	switch {
+	case !p.running:
 		return Database{}, ErrNotRunning
+	case p.mending:
+		return Database{}, errStarting
 	}
 	db := Database{
 		Running: cluster.Yes, Primary: cluster.TriOf(p.primary), Position: p.position(), SystemID: systemID, InEffect: p.quorum,
@@ -254,8 +264,11 @@ func (p *fakePG) Detach(context.Context) (cluster.Position, error) {
 	}
 	p.upstream, p.unflushed = "", 0
 	p.hangUp()
-	if !p.running {
+	switch {
+	case !p.running:
 		return cluster.Position{}, ErrNotRunning
+	case p.mending:
+		return cluster.Position{}, errStarting
 	}
 	return p.position(), nil
 }
@@ -362,10 +375,15 @@ func (p *fakePG) rewound(source cluster.Node) error {
 	case p.failRewinds > 0:
 		p.failRewinds--
 		return errors.New("rewind failed half way")
+	case p.wasteRewinds > 0:
+		p.wasteRewinds--
+		p.complete = true
+		return nil
 	case p.timeline == from.timeline:
 		return errors.New("nothing to rewind in a directory that has diverged")
 	}
 	p.take(from)
+	p.mending = p.h.w.sim == nil
 	return nil
 }
 
@@ -393,5 +411,6 @@ func (p *fakePG) cloned(source cluster.Node) error {
 		return errors.New("the disk is full")
 	}
 	p.take(from)
+	p.mending = p.h.w.sim == nil
 	return nil
 }

@@ -17,7 +17,7 @@ func (h *Handler) Rally(ctx context.Context) (cluster.Answer, error) {
 	h.moving.Lock()
 	defer h.moving.Unlock()
 	a := cluster.Answer{Node: h.Node, Verdict: h.Verdict().Verdict}
-	if valid, _ := h.tenure.valid(time.Now()); valid || h.stands() {
+	if valid, _ := h.tenure.valid(time.Now()); valid || h.standsBy() != "" {
 		a.Verdict = cluster.Majority // the lease is held with those who vouch
 		return a, nil
 	}
@@ -173,12 +173,17 @@ func (h *Handler) keepSide(s *cluster.Side) error {
 // reunite forgets the part whose WAL this node has taken, once it streams from
 // the cluster's own active node: the one led to the other.
 func (h *Handler) reunite(o cluster.Observation, db Database) {
-	l := o.View.Leader
-	if db.Streaming && o.Fresh == cluster.Yes && l.Held && l.Ready && h.upstreamIs(l.Epoch) && db.Upstream == o.View.Nodes[l.Node].Address {
+	if h.attached(o, db) {
 		h.moving.Lock()
 		defer h.moving.Unlock()
 		_ = h.keepSide(nil) // keep has logged an error, and the next round tries again
 	}
+}
+
+// attached says that this node streams from the cluster's active node.
+func (h *Handler) attached(o cluster.Observation, db Database) bool {
+	l := o.View.Leader
+	return db.Streaming && o.Fresh == cluster.Yes && l.Held && l.Ready && h.upstreamIs(l.Epoch) && db.Upstream == o.View.Nodes[l.Node].Address
 }
 
 func (h *Handler) rallied(err error) {
@@ -214,7 +219,7 @@ func (h *Handler) serve(ctx context.Context) error {
 		return fmt.Errorf("serve the minority: %w", err)
 	}
 	h.promoted(nil)
-	h.Journal.Write("minority", view.NextMaster.Epoch,
+	h.Journal.Write(cluster.EventMinority, view.NextMaster.Epoch,
 		fmt.Sprintf("%s serves the minority: what is written there is at risk until the cluster is whole", h.Node), h.Verdict())
 	if err := h.Checkpoint(ctx); err != nil { // see trap 19 in promote
 		h.Log.Warn("no checkpoint after the promotion", "error", err)

@@ -59,7 +59,7 @@ func (h *Handler) promote(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
-	h.Journal.Write("promoted", epoch, fmt.Sprintf("%s ended recovery at %s", h.Node, start), start)
+	h.Journal.Write(cluster.EventPromoted, epoch, fmt.Sprintf("%s ended recovery at %s", h.Node, start), start)
 	leader.Timeline = start.Timeline
 	var quorum cluster.Quorum
 	gathered, both := errgroup.WithContext(ctx)
@@ -83,7 +83,7 @@ func (h *Handler) promote(ctx context.Context) error {
 	if err := h.Postgres.Gate(ctx, true); err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
-	h.Journal.Write("writable", epoch, fmt.Sprintf("%s accepts writes, confirmed by %s", h.Node, quorum), quorum)
+	h.Journal.Write(cluster.EventWritable, epoch, fmt.Sprintf("%s accepts writes, confirmed by %s", h.Node, quorum), quorum)
 	leader.Ready = true
 	if err := lease.Update(ctx, leader); err != nil {
 		return fmt.Errorf("promote: %w", err)
@@ -133,7 +133,7 @@ func (h *Handler) takeLock(ctx context.Context, l cluster.Leader) (Lease, error)
 	h.mu.Unlock()
 	err = h.embark(l)
 	h.moving.Unlock()
-	h.Journal.Write("lock", l.Epoch, h.Node+" holds the leader lock", nil)
+	h.Journal.Write(cluster.EventLock, l.Epoch, h.Node+" holds the leader lock", nil)
 	return lease, err
 }
 
