@@ -44,7 +44,7 @@ endif
 
 MUTANT_SEEDS ?= 100000
 sim-mutants: ## switch off one safety measure after the other: the simulator must notice
-	$(GO) test -tags $(TAGS) -timeout 12h -run '^TestMutants$$' -sim.mutants $(MUTANT_SEEDS) ./handlerrunner
+	$(GO) test -tags $(TAGS) -v -timeout 12h -run '^TestMutants$$' ./handlerrunner -sim.mutants=$(MUTANT_SEEDS)
 
 vet:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'gofmt is not satisfied'; exit 1; }

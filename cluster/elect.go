@@ -80,6 +80,27 @@ func Elect(b Ballot) Outcome {
 			return out
 		}
 	}
+	out := choose(b)
+	if rest := b.published(); out.Winner == "" && len(rest.Answers) < len(b.Answers) {
+		if of := choose(rest); of.Winner != "" {
+			return of
+		}
+	}
+	return out
+}
+
+// published is the ballot without those on the line of a promotion that broke off
+// before it had published its sync set: nothing was acknowledged there. The others
+// may have gone on from before it, and both sides are then off each other's line.
+func (b Ballot) published() Ballot {
+	if b.View.SyncMode() != Async {
+		b.Answers = slices.DeleteFunc(slices.Clone(b.Answers), func(a Answer) bool { return a.Line > b.View.Sync.Epoch })
+	}
+	return b
+}
+
+// choose is Elect among those that may be avoided as well.
+func choose(b Ballot) Outcome {
 	v := voters(b)
 	if len(v.sound) == 0 {
 		return v.undecided("no node with a whole copy of the database has answered")

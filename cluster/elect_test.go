@@ -69,6 +69,17 @@ func TestElect(t *testing.T) {
 		"paused: the last active":                           {func(b *Ballot) { b.View.Info.Paused = &Pause{}; b.View.NextMaster.Node = "b" }, "b", "furthest"},
 		"paused: the target of a hand-over":                 {func(b *Ballot) { b.View.Info.Paused = &Pause{}; b.Target = "c"; b.Answers[1].Position.LSN = 200 }, "c", ""},
 		"a removed node's answer is nothing":                {func(b *Ballot) { delete(b.View.Nodes, "c") }, "", "2 must answer"},
+		"a promotion that broke off unpublished does not stand in the way": {func(b *Ballot) {
+			b.Answers = []Answer{sound("a", 300), sound("b", 200), sound("c", 300)}
+			b.Answers[1].Position, b.Answers[1].Line = Position{2, 300}, 6
+			b.Answers[1].History = History{{1, 200}}
+			b.View.Sync.Epoch, b.View.Sync.Leader = 5, "a"
+		}, "a", "furthest"},
+		"one that was published does": {func(b *Ballot) {
+			b.Answers = []Answer{sound("b", 200), sound("c", 300)}
+			b.Answers[0].Position, b.Answers[0].Line = Position{2, 300}, 5
+			b.Answers[0].History = History{{1, 200}}
+		}, "", ""},
 		"who was named and did not come is passed over": {func(b *Ballot) {
 			b.View.NextMaster, b.View.Leader = Assignment{Node: "b", Epoch: 6}, Leader{Node: "a", Epoch: 5, Timeline: 1}
 			b.Avoid, b.Answers[1].Position.LSN = Unconfirmed(b.View), 200

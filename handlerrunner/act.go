@@ -183,13 +183,10 @@ func (h *Handler) mayFollow(ctx context.Context, v cluster.View) (bool, error) {
 			return false, nil
 		}
 	}
-	switch {
-	case !l.Ready:
-		return true, h.embark(db.Position.Timeline+1, l)
-	case v.SyncMode() == cluster.Async:
-		return true, h.embark(l.Timeline, l)
+	if l.Ready && v.SyncMode() != cluster.Async {
+		return true, h.clearLines()
 	}
-	return true, h.clearLines()
+	return true, h.embark(l)
 }
 
 // rejoin mends the data directory from the active: by rewinding it where it has

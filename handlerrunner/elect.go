@@ -63,9 +63,9 @@ func (h *Handler) promise(epoch cluster.Epoch, seen uint64) (cluster.Epoch, erro
 	before := h.durable
 	h.durable.Promise = max(before.Promise, epoch)
 	h.durable.PromiseAt = max(before.PromiseAt, seen)
-	now := h.durable
+	now, unkept := h.durable, h.unkept
 	h.mu.Unlock()
-	if now.Promise == before.Promise && now.PromiseAt == before.PromiseAt {
+	if now.Promise == before.Promise && now.PromiseAt == before.PromiseAt && !unkept {
 		return now.Promise, nil
 	}
 	if err := h.keep(); err != nil {
@@ -103,7 +103,7 @@ func (h *Handler) answer(ctx context.Context, promise cluster.Epoch) (cluster.An
 	}
 	a.Position = pos
 	if on := d.on(pos.Timeline); len(on) > 0 {
-		a.Line = on[len(on)-1]
+		a.Line = on[len(on)-1].Epoch
 	}
 	if a.History, err = h.Replication.History(ctx, pos.Timeline); err != nil {
 		return a, fmt.Errorf("detach for epoch %d: %w", promise, err)

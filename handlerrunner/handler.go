@@ -68,8 +68,8 @@ type durable struct {
 	Paused    bool          `json:"paused"`  // the latest word on it that was heard
 
 	// Lines are the timelines of promotions, here or on a node that was
-	// followed, that other nodes may know nothing of: see line. Oldest first.
-	Lines []line `json:"lines,omitempty"`
+	// followed, that other nodes may know nothing of: see doubled. Oldest first.
+	Lines []cluster.Line `json:"lines,omitempty"`
 
 	// Opened are the timelines that this node has opened as a primary, the
 	// latest last, since its directory was mended: what it wrote there may be
@@ -102,6 +102,7 @@ type Handler struct {
 
 	mu       sync.Mutex // guards what follows
 	durable  durable
+	unkept   bool // the disk has refused durable as it is
 	view     cluster.View
 	fresh    cluster.Tri
 	seen     time.Time // when who is named, or whether the lock is held, last changed
@@ -326,6 +327,9 @@ func (h *Handler) keep() error {
 	d := h.durable
 	h.mu.Unlock()
 	err := statefile.Keep(h.State, d)
+	h.mu.Lock()
+	h.unkept = err != nil
+	h.mu.Unlock()
 	if err != nil {
 		h.Log.Error("state not written", "error", err)
 	}

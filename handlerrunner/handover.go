@@ -91,7 +91,10 @@ func (h *Handler) handOver(ctx context.Context, o order) error {
 	h.Journal.Write(cluster.EventHandOver, view.NextMaster.Epoch, fmt.Sprintf("%s hands over to %s", h.Node, cmp.Or(o.target, "the best standby")),
 		cluster.HandOver{To: o.target, Why: o.why})
 	// The lock falls with the checks of the server that is about to stop.
-	if err := h.tenure.held().Update(ctx, cluster.Leader{Node: h.Node, Epoch: d.Tried, Timeline: db.Position.Timeline, Yields: true, Knows: view.Leader.Knows}); err != nil {
+	// Whose lease runs out while it waits for an answer must not wait on.
+	try, cancel := context.WithTimeout(ctx, leaseTTL)
+	defer cancel()
+	if err := h.tenure.held().Update(try, cluster.Leader{Node: h.Node, Epoch: d.Tried, Timeline: db.Position.Timeline, Yields: true, Lines: view.Leader.Lines}); err != nil {
 		return fmt.Errorf("hand over: %w", err)
 	}
 	if err := h.eachUnit(ctx, h.LeaderUnits, false); err != nil {

@@ -56,7 +56,7 @@ func (h *Handler) relock(ctx context.Context, epoch cluster.Epoch) (Lease, error
 	if l.Node != h.Node || l.Epoch != epoch || d.Tried != epoch || db.Position.Timeline != l.Timeline {
 		return nil, errors.New("take the lock again: it was last held for another epoch, or PostgreSQL is on another timeline")
 	}
-	lease, err := h.Locks.Acquire(ctx, cluster.Leader{Node: h.Node, Epoch: l.Epoch, Ready: true, Timeline: l.Timeline, Knows: l.Knows}, h.ttl())
+	lease, err := h.Locks.Acquire(ctx, cluster.Leader{Node: h.Node, Epoch: l.Epoch, Ready: true, Timeline: l.Timeline, Lines: l.Lines}, h.ttl())
 	if err != nil {
 		return nil, err
 	}

@@ -30,7 +30,8 @@ func (h *Handler) promote(ctx context.Context) error {
 	h.mu.Unlock()
 	view, d, db := h.snapshot()
 	epoch := view.NextMaster.Epoch
-	leader := cluster.Leader{Node: h.Node, Epoch: epoch, Knows: d.on(db.Position.Timeline)}
+	tl := db.Position.Timeline
+	leader := cluster.Leader{Node: h.Node, Epoch: epoch, Lines: append(d.on(tl), cluster.Line{Timeline: tl + 1, Epoch: epoch})}
 	ctx, cancel := context.WithTimeout(ctx, view.Options(h.Node).Stretch(promoteWithin))
 	defer cancel()
 	others := h.others(view)
@@ -135,7 +136,7 @@ func (h *Handler) takeLock(ctx context.Context, l cluster.Leader) (Lease, error)
 	h.durable.Tried, h.durable.Session = l.Epoch, lease.ID()
 	tl := h.db.Position.Timeline
 	h.mu.Unlock()
-	err = h.embark(tl+1, l)
+	err = h.embark(l)
 	h.moving.Unlock()
 	h.Journal.Write(cluster.EventLock, l.Epoch, h.Node+" holds the leader lock", nil)
 	return lease, err
@@ -153,7 +154,7 @@ func (h *Handler) gather(ctx context.Context, mode cluster.SyncMode, want cluste
 		if err != nil {
 			return want, err
 		}
-		there := flushed(db, start.LSN+1) // some of the new timeline: see line
+		there := flushed(db, start.LSN+1) // some of the new timeline: see doubled
 		late := !time.Now().Before(deadline)
 		if len(there) < want.K && late && mode == cluster.Strict && !offered {
 			if err := offer(); err != nil {
