@@ -134,7 +134,6 @@ func (h *Handler) takeLock(ctx context.Context, l cluster.Leader) (Lease, error)
 	h.moving.Lock()
 	h.mu.Lock()
 	h.durable.Tried, h.durable.Session = l.Epoch, lease.ID()
-	tl := h.db.Position.Timeline
 	h.mu.Unlock()
 	err = h.embark(l)
 	h.moving.Unlock()

@@ -63,7 +63,7 @@ func TestMutants(t *testing.T) {
 				t.Fatal(err)
 			}
 			// What breaks the code as it is says nothing of the mutant.
-			if broken, _ := simulate(t, dir, seed, 3, false); broken != "" {
+			if broken, _, _ := simulate(t, dir, seed, 3, false); broken != "" {
 				t.Fatalf("seed %d breaks the code as it is, too: %s", seed, broken)
 			}
 			t.Logf("| %s | %s | %s | %.0f s |", m.Name, found[3], found[2], time.Since(began).Seconds())
