@@ -21,7 +21,6 @@ import (
 	"github.com/understudy-ha/understudy/dev"
 	"github.com/understudy-ha/understudy/dev/probe"
 	"github.com/understudy-ha/understudy/dev/rig"
-	"github.com/understudy-ha/understudy/dev/timeline"
 )
 
 // database is one of a size, to which a node comes back after a crash. The sizes
@@ -195,13 +194,13 @@ func (b *bench) crashAndReturn(ctx context.Context, w *probe.Writer, s rig.Statu
 	if _, err := b.raftLeader(ctx, true, s); err != nil {
 		return s, err
 	}
-	what := timeline.Fault{Title: out.Part, At: time.Now(), Active: s.Active, Epoch: s.Epoch}
+	crashed := time.Now()
 	within, cancel := context.WithTimeout(ctx, recoverWithin)
 	defer cancel()
 	if err := b.crash(within, s); err != nil {
 		return s, err
 	}
-	if err := awaitOther(within, w, s.Active, what.At); err != nil {
+	if err := awaitOther(within, w, s.Active, crashed); err != nil {
 		return s, err
 	}
 	if err := pause(ctx, awayFor); err != nil {
@@ -221,18 +220,13 @@ func (b *bench) crashAndReturn(ctx context.Context, w *probe.Writer, s rig.Statu
 	if err != nil {
 		return next, err
 	}
-	took := time.Since(began)
-	change, err := b.change(ctx, what)
-	if err != nil {
-		return next, err
-	}
+	out.add(time.Since(began))
 	text, err := os.ReadFile(logs)
 	if err != nil {
 		return next, fmt.Errorf("read the log of %s: %w", n.Name, err)
 	}
-	out.add(took)
-	out.How = append(out.How, change.Return(s.Active).How)
-	out.CopiedMB = append(out.CopiedMB, copied(text[min(seen.Size(), int64(len(text))):]))
+	how, copied := mended(text[min(seen.Size(), int64(len(text))):])
+	out.How, out.CopiedMB = append(out.How, how), append(out.CopiedMB, copied)
 	return next, nil
 }
 
@@ -270,20 +264,22 @@ func (b *bench) crash(ctx context.Context, s rig.Status) error {
 	return errors.Join(err, standbys(context.WithoutCancel(ctx), syscall.SIGCONT))
 }
 
-var copyLine = regexp.MustCompile(`need to copy ([0-9]+) MB`)
+var (
+	mendLine = regexp.MustCompile(`msg=event .*\bevent=(rewind|clone) `)
+	copyLine = regexp.MustCompile(`need to copy ([0-9]+) MB`)
+)
 
-// copied returns how many megabytes the last pg_rewind in a log had to copy; 0
-// when there was none.
-func copied(log []byte) int {
-	all := copyLine.FindAllSubmatch(log, -1)
-	if len(all) == 0 {
-		return 0
+// mended reads from a node's log how it became a standby, and how many megabytes
+// the last pg_rewind had to copy. The events of the cluster may come later than the
+// node's health.
+func mended(log []byte) (how string, copied int) {
+	if all := mendLine.FindAllSubmatch(log, -1); len(all) > 0 {
+		how = string(all[len(all)-1][1])
 	}
-	n, err := strconv.Atoi(string(all[len(all)-1][1]))
-	if err != nil {
-		return 0
+	if all := copyLine.FindAllSubmatch(log, -1); len(all) > 0 {
+		copied, _ = strconv.Atoi(string(all[len(all)-1][1])) // digits
 	}
-	return n
+	return how, copied
 }
 
 func printRejoins(w io.Writer, rejoins []Rejoin) {

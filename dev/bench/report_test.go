@@ -124,14 +124,20 @@ func TestTwoWriters(t *testing.T) {
 	}
 }
 
-func TestCopied(t *testing.T) {
-	log := `level=INFO msg=rewind progress="pg_rewind: need to copy 113 MB (total source directory size is 1180 MB)"` + "\n" +
-		`level=INFO msg=rewind progress="pg_rewind: need to copy 97 MB (total source directory size is 1180 MB)"`
-	if got := copied([]byte(log)); got != 97 {
-		t.Errorf("got %d", got)
+func TestMended(t *testing.T) {
+	log := `level=INFO msg=event component=handler-runner node=node1 event=state epoch=4 message="rejoining"` + "\n" +
+		`level=INFO msg=event component=handler-runner node=node1 event=rewind epoch=4 message="node1 is rewound to node2"` + "\n" +
+		`level=INFO msg=rewind component=handler-runner node=node1 progress="pg_rewind: need to copy 113 MB (total source directory size is 1180 MB)"` + "\n" +
+		`level=INFO msg=rewind component=handler-runner node=node1 progress="pg_rewind: need to copy 97 MB (total source directory size is 1180 MB)"` + "\n"
+	if how, copied := mended([]byte(log)); how != "rewind" || copied != 97 {
+		t.Errorf("got %q, %d MB", how, copied)
 	}
-	if got := copied([]byte("level=INFO msg=following")); got != 0 {
-		t.Errorf("got %d", got)
+	log += `level=INFO msg=event component=handler-runner node=node1 event=clone epoch=4 message="node1 is cloned from node2"`
+	if how, _ := mended([]byte(log)); how != "clone" {
+		t.Errorf("got %q", how)
+	}
+	if how, copied := mended([]byte("level=INFO msg=following")); how != "" || copied != 0 {
+		t.Errorf("got %q, %d MB", how, copied)
 	}
 }
 
