@@ -367,6 +367,7 @@ func duty(o Observation) ([]Action, string) {
 	case o.Served == Yes && o.served():
 		do = append(do, Claim)
 	case o.Served == Yes:
+	case o.Verdict == Minority && o.Fresh != Yes: // the active that is remembered is out of reach
 	case o.Calling() == Obey && o.View.NextMaster.Epoch >= o.Promise:
 		do = append(do, Follow)
 	}

@@ -135,13 +135,13 @@ func (g *group) query(t *testing.T, node, statement string) (value string, err e
 	return value, err
 }
 
-// partsWith cuts an active node off, waits until the others have another, and
-// returns what a client that wrote all the time was told until then. Nothing of
+// partsWith cuts an active node off, and others with it, waits until the rest has
+// another, and returns what a client that wrote all the time was told until then. Nothing of
 // that is at risk: the part that is cut off serves nobody yet.
-func (g *group) partsWith(t *testing.T, before rig.Status) (s rig.Status, j probe.Journal) {
+func (g *group) partsWith(t *testing.T, before rig.Status, with ...string) (s rig.Status, j probe.Journal) {
 	t.Helper()
 	w := g.writes(t)
-	g.cutOff(t, before.Active)
+	g.cutOff(t, append(with, before.Active)...)
 	began := time.Now()
 	eventually(t, before.Active+" takes no writes any more", func() error {
 		if last := w.Last(); last.Node == before.Active && time.Since(last.At) < time.Second {

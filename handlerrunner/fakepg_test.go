@@ -256,7 +256,12 @@ func (p *fakePG) checkpoint(ctx context.Context) error {
 	return nil
 }
 
-func (p *fakePG) Detach(context.Context) (cluster.Position, error) {
+func (p *fakePG) Detach(ctx context.Context) (cluster.Position, error) {
+	if p.h.isolated { // the receiver waits for its upstream
+		if err := p.h.pause(ctx, 50*time.Millisecond); err != nil {
+			return cluster.Position{}, err
+		}
+	}
 	p.h.w.mu.Lock()
 	defer p.h.w.mu.Unlock()
 	if p.running && p.primary {

@@ -2,6 +2,7 @@ package handlerrunner
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -75,6 +76,9 @@ func (d *fakeDivergence) LastCommit(_ context.Context, after cluster.LSN) (clust
 func (d *fakeDivergence) SkipTimelines(_ context.Context, n int) error {
 	d.h.w.mu.Lock()
 	defer d.h.w.mu.Unlock()
+	if d.h.pg.upstream != "" {
+		return errors.New("the standby still receives WAL")
+	}
 	d.h.pg.skip = cluster.Timeline(n)
 	return nil
 }

@@ -212,7 +212,10 @@ func (h *Handler) serve(ctx context.Context) error {
 	}
 	promote := h.Postgres.Promote // this daemon was restarted while it served
 	if db.Primary == cluster.No {
-		side := cluster.Side{Leader: h.Node, Epoch: view.NextMaster.Epoch, Fork: db.Position, Since: time.Now()}
+		side := cluster.Side{Leader: h.Node, Epoch: view.NextMaster.Epoch, Since: time.Now()}
+		if side.Fork, err = h.detach(ctx); err != nil {
+			return fmt.Errorf("serve the minority: %w", err)
+		}
 		if d.Side != nil {
 			side.Fork = d.Side.Fork // nothing of the cluster's came since
 		}
@@ -236,6 +239,15 @@ func (h *Handler) serve(ctx context.Context) error {
 		h.Log.Warn("no checkpoint after the promotion", "error", err)
 	}
 	return nil
+}
+
+// detach ends the reception of WAL, which a standby may have taken up again since
+// it rallied, and returns the final position.
+func (h *Handler) detach(ctx context.Context) (cluster.Position, error) {
+	h.moving.Lock()
+	defer h.moving.Unlock()
+	h.setUpstream(0)
+	return h.Replication.Detach(ctx)
 }
 
 func (h *Handler) promotePart(ctx context.Context, view cluster.View, side cluster.Side) (start cluster.Position, err error) {
