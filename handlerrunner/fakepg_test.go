@@ -84,11 +84,11 @@ func (p *fakePG) source() *fakePG {
 		return p.connected()
 	}
 	u := p.h.w.hosts[p.upstream]
-	if u == nil || !p.running || p.primary || p.unplugged || p.stranded || p.h.frozen() || p.h.isolated {
+	if u == nil || !p.running || p.primary || p.unplugged || p.stranded || p.h.frozen() {
 		return nil
 	}
 	s := u.pg
-	if u.dead || u.isolated || u.frozen() || !s.running || !slices.Contains(s.slots, p.h.name) ||
+	if u.dead || !p.h.reaches(u) || u.frozen() || !s.running || !slices.Contains(s.slots, p.h.name) ||
 		!s.history.Contains(s.timeline, p.position()) || p.lsn() > s.lsn() {
 		return nil
 	}
@@ -351,7 +351,7 @@ func (p *fakePG) begin(node cluster.Node, rewind bool) {
 // origin is the source of a copy.
 func (p *fakePG) origin(node cluster.Node) (*fakePG, error) {
 	u := p.h.w.hosts[node.Name]
-	if u == nil || u.dead || u.isolated || u.frozen() || !u.pg.running || !u.pg.primary || p.h.w.sim != nil && !p.h.w.sim.linked(p.h.name, node.Name) {
+	if u == nil || u.dead || !p.h.reaches(u) || u.frozen() || !u.pg.running || !u.pg.primary || p.h.w.sim != nil && !p.h.w.sim.linked(p.h.name, node.Name) {
 		return nil, fmt.Errorf("%q cannot be reached, or is no primary", node.Name)
 	}
 	return u.pg, nil

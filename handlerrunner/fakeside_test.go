@@ -22,7 +22,7 @@ func (h *host) report() cluster.VerdictReport {
 	r := cluster.VerdictReport{Verdict: h.verdict, Reason: "story"}
 	for _, name := range h.w.sorted() {
 		o := h.w.hosts[name]
-		if o == h || !h.isolated && !o.isolated && !o.dead && !o.frozen() {
+		if o == h || h.reaches(o) && !o.dead && !o.frozen() {
 			r.Reached = append(r.Reached, name)
 		}
 	}
@@ -76,7 +76,7 @@ func (d *fakeDivergence) LastCommit(_ context.Context, after cluster.LSN) (clust
 func (d *fakeDivergence) SkipTimelines(_ context.Context, n int) error {
 	d.h.w.mu.Lock()
 	defer d.h.w.mu.Unlock()
-	if d.h.pg.upstream != "" {
+	if d.h.pg.source() != nil {
 		return errors.New("the standby still receives WAL")
 	}
 	d.h.pg.skip = cluster.Timeline(n)

@@ -71,9 +71,9 @@ type durable struct {
 	// followed, that other nodes may know nothing of: see doubled. Oldest first.
 	Lines []cluster.Line `json:"lines,omitempty"`
 
-	// Opened are the timelines that this node has opened as a primary, the
-	// latest last, since its directory was mended: what it wrote there may be
-	// nowhere else.
+	// Opened are the timelines that this node has opened as the cluster's
+	// active node, the latest last, since its directory was mended: what it
+	// wrote there may be nowhere else.
 	Opened []cluster.Timeline `json:"opened,omitempty"`
 	// Side is the part of the cluster whose WAL this node has, until it is
 	// mended or that part's database goes on. Lost says that it does not.
@@ -137,7 +137,7 @@ func New(o Options) (*Handler, error) {
 	if o.Kind == cluster.Runner {
 		o.Postgres, o.Replication, o.Directory, o.PostgresUnit = noDatabase{}, noDatabase{}, noDatabase{}, ""
 	}
-	h := &Handler{Options: o, wakeup: make(chan struct{}, 1), orders: make(chan order), moving: make(latch, 1), units: map[string]cluster.Tri{}, faltered: map[string]time.Time{}, roster: roster{}}
+	h := &Handler{Options: o, wakeup: make(chan struct{}, 1), orders: make(chan order, 1), moving: make(latch, 1), units: map[string]cluster.Tri{}, faltered: map[string]time.Time{}, roster: roster{}}
 	h.tenure.log, h.tenure.wake, h.tenure.vouched, h.tenure.hold, h.tenure.retake = o.Log, h.wake, h.vouched, h.hold, h.relock
 	d, err := statefile.Read[durable](o.State)
 	switch {
@@ -171,22 +171,32 @@ func (h *Handler) Run(ctx context.Context) error {
 	defer ticker.Stop()
 	defer h.tenure.leave()
 	defer h.job.cancel()
-	for {
+	for ctx.Err() == nil {
 		select {
-		case <-ctx.Done():
-			return nil
-		case err := <-watching:
-			if ctx.Err() != nil {
+		case <-h.wakeup: // first, and orders then, so that what happens does not depend on chance
+		default:
+			select {
+			case <-ctx.Done():
 				return nil
+			case err := <-watching:
+				if ctx.Err() != nil {
+					return nil
+				}
+				return fmt.Errorf("watch the cluster's state: %w", err)
+			case <-ticker.C:
+			case <-h.wakeup:
 			}
-			return fmt.Errorf("watch the cluster's state: %w", err)
+		}
+		select {
 		case o := <-h.orders:
-			o.done <- h.handOver(ctx, o)
-		case <-ticker.C:
-		case <-h.wakeup:
+			if o.asked.Err() == nil {
+				o.done <- h.handOver(ctx, o)
+			}
+		default:
 		}
 		h.step(ctx)
 	}
+	return nil
 }
 
 // resume adopts the session of an active that was killed, so that its restart

@@ -12,10 +12,11 @@ import (
 
 // order asks the driver of an active node to hand over.
 type order struct {
-	target string   // empty: the best standby
-	why    string   // for the history
-	claim  *claimed // the target has served a part, and its database goes on
-	forced bool     // this node is to be active, whatever it lacks
+	target string          // empty: the best standby
+	why    string          // for the history
+	claim  *claimed        // the target has served a part, and its database goes on
+	forced bool            // this node is to be active, whatever it lacks
+	asked  context.Context // of whoever waits for it
 	done   chan error
 }
 
@@ -61,9 +62,10 @@ func (h *Handler) force(ctx context.Context) error {
 
 // order has the driver hand over.
 func (h *Handler) order(ctx context.Context, o order) error {
-	o.done = make(chan error, 1)
+	o.asked, o.done = ctx, make(chan error, 1)
 	select {
 	case h.orders <- o:
+		h.wake()
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -135,7 +135,8 @@ func (h *Handler) yields(ctx context.Context, a cluster.Answer, after cluster.LS
 // preserve exports what this node wrote beyond the line of the active, before it
 // is rewound. An error means that nothing is lost only if the directory is kept.
 func (h *Handler) preserve(ctx context.Context, d durable, db Database) error {
-	if !slices.Contains(d.Opened, db.Position.Timeline) {
+	served := d.Side != nil && d.Side.Leader == h.Node
+	if !served && !slices.Contains(d.Opened, db.Position.Timeline) {
 		return nil // another node wrote it, and has it
 	}
 	own, err := h.Replication.History(ctx, db.Position.Timeline)

@@ -11,8 +11,9 @@ import (
 
 // Rally answers a node of the same part of the cluster that wants to know who
 // is to serve it. A node that is cut off, too, ends the reception of WAL, so
-// that its position is final; it promises nothing, because what a part writes is
-// no answer to the cluster's elections. Any other node says where it stands.
+// that its position is final, unless it follows the one that serves the part; it
+// promises nothing, because what a part writes is no answer to the cluster's
+// elections. Any other node says where it stands.
 func (h *Handler) Rally(ctx context.Context) (cluster.Answer, error) {
 	h.moving.Lock()
 	defer h.moving.Unlock()
@@ -27,6 +28,10 @@ func (h *Handler) Rally(ctx context.Context) (cluster.Answer, error) {
 	if h.serves() {
 		return h.describe(ctx, a)
 	}
+	if at, ok := h.attends(ctx); ok {
+		a.Position = at
+		return h.describe(ctx, a)
+	}
 	h.setUpstream(0)
 	pos, err := h.Replication.Detach(ctx)
 	if err != nil {
@@ -34,6 +39,17 @@ func (h *Handler) Rally(ctx context.Context) (cluster.Answer, error) {
 	}
 	a.Position = pos
 	return h.describe(ctx, a)
+}
+
+// attends says that this node streams from the one that serves its part, and where
+// it is: that one stays, so nothing is to be final.
+func (h *Handler) attends(ctx context.Context) (cluster.Position, bool) {
+	view, d, _ := h.snapshot()
+	if d.Side == nil || !slices.Contains(h.Verdict().Reached, d.Side.Leader) {
+		return cluster.Position{}, false
+	}
+	db, err := h.Postgres.Observe(ctx)
+	return db.Position, err == nil && db.Streaming && db.Upstream == view.Nodes[d.Side.Leader].Address
 }
 
 // serves says that this node is open to clients of its part.
@@ -210,8 +226,7 @@ func (h *Handler) serve(ctx context.Context) error {
 	if err := h.Postgres.SetQuorum(ctx, cluster.Quorum{}); err != nil {
 		return fmt.Errorf("serve the minority: %w", err)
 	}
-	promote := h.Postgres.Promote // this daemon was restarted while it served
-	if db.Primary == cluster.No {
+	if db.Primary == cluster.No { // else this daemon was restarted while it served
 		side := cluster.Side{Leader: h.Node, Epoch: view.NextMaster.Epoch, Since: time.Now()}
 		if side.Fork, err = h.detach(ctx); err != nil {
 			return fmt.Errorf("serve the minority: %w", err)
@@ -219,14 +234,9 @@ func (h *Handler) serve(ctx context.Context) error {
 		if d.Side != nil {
 			side.Fork = d.Side.Fork // nothing of the cluster's came since
 		}
-		promote = func(ctx context.Context) (cluster.Position, error) { return h.promotePart(ctx, view, side) }
-	}
-	start, err := promote(ctx)
-	if err != nil {
-		return fmt.Errorf("serve the minority: %w", err)
-	}
-	if err := h.open(start.Timeline); err != nil {
-		return fmt.Errorf("serve the minority: %w", err)
+		if err := h.promotePart(ctx, view, side); err != nil {
+			return fmt.Errorf("serve the minority: %w", err)
+		}
 	}
 	h.keepChanges(ctx, 0)
 	if err := h.Postgres.Gate(ctx, true); err != nil {
@@ -250,18 +260,21 @@ func (h *Handler) detach(ctx context.Context) (cluster.Position, error) {
 	return h.Replication.Detach(ctx)
 }
 
-func (h *Handler) promotePart(ctx context.Context, view cluster.View, side cluster.Side) (start cluster.Position, err error) {
+// promotePart ends recovery. Clients that read here may write from then on; the
+// side that is written down before tells that what they write is this node's.
+func (h *Handler) promotePart(ctx context.Context, view cluster.View, side cluster.Side) error {
 	if err := h.Replication.Slots(ctx, h.others(view)); err != nil {
-		return start, err
+		return err
 	}
 	h.moving.Lock()
-	err = h.keepSide(&side)
+	err := h.keepSide(&side)
 	h.moving.Unlock()
 	if err != nil {
-		return start, err
+		return err
 	}
 	if err := h.Divergence.SkipTimelines(ctx, view.Gap(h.Node)); err != nil {
-		return start, err
+		return err
 	}
-	return h.Postgres.Promote(ctx)
+	_, err = h.Postgres.Promote(ctx)
+	return err
 }

@@ -65,6 +65,7 @@ func (g simPG) Promote(ctx context.Context) (cluster.Position, error) {
 		}
 		g.p.s.mu.Lock()
 		already := g.primary
+		g.part = part
 		g.p.s.mu.Unlock()
 		pos, err := g.fakePG.Promote(ctx)
 		if err == nil && !already {

@@ -51,7 +51,6 @@ func (s *simulation) makes(h *host, part bool) {
 	if !part {
 		return
 	}
-	p.part = true
 	s.served[p.wal[len(p.wal)-1]] = h.name
 	s.count("parts served")
 	s.tell(h.name, "serves a part on timeline %d, from %s on", key.timeline, key.fork.LSN)
@@ -171,9 +170,6 @@ func (s *simulation) exports(h *host, after cluster.LSN) {
 			s.count("commits exported")
 		}
 	}
-	if s.ofPart(h.pg) > 0 {
-		s.count("parts that gave way")
-	}
 }
 
 // lays keeps the directory that a clone replaces.
@@ -226,7 +222,7 @@ func (s *simulation) heals(a cluster.Assignment, before cluster.Leader) {
 			a.Node, a.Epoch, ours.at.Sub(theirs.at), ours.by, lost[0].id)
 	}
 	s.promised, s.risky = rest, append(s.risky, lost...)
-	s.count("parts that won")
+	s.count("heals that gave up acknowledged commits of the majority")
 	s.tell(a.Node, "wins with its part, without %d acknowledged commits", len(lost))
 }
 
@@ -264,6 +260,13 @@ func (s *simulation) settled(active *fakePG) {
 			}
 		}
 		return false
+	}
+	for record := range s.served {
+		if slices.Contains(active.wal, record) {
+			s.count("heals: the part's database went on")
+		} else {
+			s.count("heals: the part gave way")
+		}
 	}
 	for _, c := range slices.Concat(s.promised, s.risky) {
 		if !active.has(c) && !s.kept(c) && !removed(c) {

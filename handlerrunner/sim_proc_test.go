@@ -213,7 +213,11 @@ func (p *proc) log() *slog.Logger {
 type said struct{ p *proc }
 
 func (w said) Write(b []byte) (int, error) {
-	w.p.s.tell(w.p.name, "%s", strings.TrimSpace(string(b)))
+	w.p.s.mu.Lock()
+	defer w.p.s.mu.Unlock()
+	if !w.p.gone {
+		w.p.s.tell(w.p.name, "%s", strings.TrimSpace(string(b)))
+	}
 	return len(b), nil
 }
 

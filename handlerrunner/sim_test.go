@@ -163,7 +163,14 @@ func (s *simulation) play() {
 	s.nemesis()
 	s.wait(d.upTo(2 * time.Second))
 	s.relax()
-	if s.reg.view.Info.Paused == nil {
+	s.mu.Lock()
+	if s.ready.Epoch == 0 { // nothing can be said of a cluster that never was
+		s.paused = false
+		s.setPause(nil)
+	}
+	paused := s.reg.view.Info.Paused != nil
+	s.mu.Unlock()
+	if !paused {
 		s.recover()
 	} else {
 		s.wait(10 * time.Second) // nobody asks for more than that nothing is lost

@@ -242,6 +242,14 @@ var quick = map[string]func(*world, *host, []string) error{
 	"isolate":       func(_ *world, h *host, _ []string) error { h.isolated = true; return nil },
 	"mute":          func(_ *world, h *host, _ []string) error { h.mute = true; return nil },
 	"idle":          func(_ *world, h *host, _ []string) error { h.idle = true; return nil },
+	"part": func(w *world, h *host, args []string) error { // from the rest, and from the registry
+		h.part = h.name
+		for _, name := range args {
+			w.hosts[name].part = h.name
+		}
+		return nil
+	},
+	"write": func(_ *world, h *host, _ []string) error { h.idle = false; return nil },
 	"mute-all": func(w *world, _ *host, _ []string) error {
 		for _, h := range w.hosts {
 			h.mute = true
@@ -250,7 +258,7 @@ var quick = map[string]func(*world, *host, []string) error{
 	},
 	"heal": func(w *world, _ *host, _ []string) error {
 		for _, h := range w.hosts {
-			h.isolated, h.mute, h.pg.unplugged, h.pg.stalled = false, false, false, false
+			h.isolated, h.mute, h.part, h.pg.unplugged, h.pg.stalled = false, false, "", false, false
 			h.verdict = cluster.Majority
 		}
 		w.reg.foreign = false

@@ -75,6 +75,7 @@ type host struct {
 	thaw     chan struct{} // not nil: everything on it stands still until it is closed
 	isolated bool          // its network is gone
 	mute     bool          // it cannot reach the registry
+	part     string        // not empty: it reaches only the hosts of the same part
 	idle     bool          // no client writes here
 	fast     time.Duration // by so much its clock is; of commits only in simulations
 	lag      time.Duration // between a change in the registry and its view of it
@@ -176,6 +177,11 @@ func (w *world) checkData() {
 			}
 			if i := slices.IndexFunc(w.acked, func(id int) bool { return !has[id] && !slices.Contains(w.exported, id) }); i >= 0 {
 				w.fault("commit %d was acknowledged and is not on %s", w.acked[i], name)
+			}
+		}
+		if h := w.hosts[name]; h.handler != nil && w.reg.view.Leader.Node == name && w.reg.view.Leader.Ready && h.handler.Mode() == cluster.MajorityMode {
+			if _, d, _ := h.handler.snapshot(); d.Side != nil {
+				w.fault("%s is active and still thinks of a part that it has served", name)
 			}
 		}
 		if s := p.source(); s != nil && !slices.Equal(p.wal, s.wal[:len(p.wal)]) {
@@ -285,8 +291,11 @@ func (h *host) speaks() bool {
 	if h.w.sim != nil {
 		return h.w.sim.speaks(h)
 	}
-	return !h.dead && !h.frozen() && !h.isolated && !h.mute
+	return !h.dead && !h.frozen() && !h.isolated && !h.mute && h.part == ""
 }
+
+// reaches says that the network between two hosts works.
+func (h *host) reaches(o *host) bool { return !h.isolated && !o.isolated && h.part == o.part }
 
 // pause lets time pass on a host: none passes while it is frozen.
 func (h *host) pause(ctx context.Context, d time.Duration) error {
@@ -322,7 +331,7 @@ func (p *fakePeers) reach(ctx context.Context, name string) (*Handler, error) {
 	}
 	p.h.w.mu.Lock()
 	to := p.h.w.hosts[name]
-	silent := to == nil || to.isolated || p.h.isolated || to.frozen()
+	silent := to == nil || !p.h.reaches(to) || to.frozen()
 	var handler *Handler
 	if to != nil && !to.dead {
 		handler = to.handler
