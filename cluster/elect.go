@@ -29,7 +29,7 @@ type Answer struct {
 	Last *LastWrite `json:"last_write,omitempty"` // looked for only where there is a Side; nil: not known
 
 	Verdict Verdict `json:"verdict,omitempty"` // in a rally: where its watcher says it is
-	Serving bool    `json:"serving,omitempty"` // in a rally: it serves its part already
+	Serving bool    `json:"serving,omitempty"` // it serves its part, or is about to stop doing so: its position is not final
 }
 
 // Ballot is everything that an election looks at.
@@ -102,6 +102,9 @@ func (b Ballot) published() Ballot {
 // choose is Elect among those that may be avoided as well.
 func choose(b Ballot) Outcome {
 	v := voters(b)
+	if i := slices.IndexFunc(b.Answers, Answer.serving); i >= 0 {
+		return v.undecided(b.Answers[i].Node + " still serves a part that was cut off, and may have what goes on")
+	}
 	if len(v.sound) == 0 {
 		return v.undecided("no node with a whole copy of the database has answered")
 	}
@@ -210,6 +213,13 @@ func (v *electorate) seen() (lsn LSN) {
 		lsn = max(lsn, a.Seen, a.Position.LSN)
 	}
 	return lsn
+}
+
+func (a Answer) serving() bool { return a.Serving }
+
+// Settled leaves out the answers of nodes that still serve a part.
+func Settled(answers []Answer) []Answer {
+	return slices.DeleteFunc(slices.Clone(answers), Answer.serving)
 }
 
 // unsound tells why an answer proves nothing about acknowledged commits.

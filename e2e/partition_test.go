@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -285,19 +284,15 @@ func (g *group) reapplied(t *testing.T, s rig.Status, loser string, lost probe.J
 // written last, so its database goes on, and what the majority wrote is exported.
 func minorityWrites(t *testing.T, g *group) {
 	before := g.healthy(t, "node1", 3)
+	// The example's worker writes all the time.
+	for _, n := range g.nodes {
+		g.runs(t, n.Name, "notes-worker", "/bin/sleep infinity")
+	}
+	g.must(t, "kill", before.Active, "notes-worker")
 	old := before.Active
 	exported := len(g.exports(t, old))
 	cut, _ := g.partsWith(t, before)
-	// The example's worker writes all the time. Frozen it does not.
-	var worker int
-	eventually(t, "the worker runs", func() error {
-		if worker = g.node(t, cut.Active).Pids["notes-worker"]; worker == 0 {
-			return errors.New("it does not")
-		}
-		return nil
-	})
 	g.apart(t, cut.Active, 1000)
-	kill(t, worker, syscall.SIGSTOP)
 	rests := time.Now()
 	g.serves(t, old)
 	minority := g.writes(t, old)

@@ -83,15 +83,14 @@ func tenRounds(t *testing.T, g *group) {
 	}
 }
 
-// breaks lets a unit of a node fail from now on, until the drop-in is removed.
-func (g *group) breaks(t *testing.T, node, unit string) (dropIn string) {
+// runs has a unit of a node run another command from its next start on, until the
+// drop-in is removed.
+func (g *group) runs(t *testing.T, node, unit, command string) (dropIn string) {
 	t.Helper()
-	n := g.node(t, node)
-	dropIn = filepath.Join(config.Paths(n.Root).Units, unit+".service.d", "zz-broken.conf")
-	if err := os.WriteFile(dropIn, []byte("[Service]\nExecStart=\nExecStart=/bin/false\n"), 0o644); err != nil {
+	dropIn = filepath.Join(config.Paths(g.node(t, node).Root).Units, unit+".service.d", "zz-test.conf")
+	if err := os.WriteFile(dropIn, []byte("[Service]\nExecStart=\nExecStart="+command+"\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	g.must(t, "kill", node, unit)
 	return dropIn
 }
 
@@ -102,7 +101,8 @@ func servicesFail(t *testing.T, g *group) {
 	after := g.underWrites(t, func() {
 		var broken, dropIns []string
 		for seen := before; len(broken) < 2; seen = g.statusOf(t, "node1") {
-			dropIns, broken = append(dropIns, g.breaks(t, seen.Active, "notes-web")), append(broken, seen.Active)
+			dropIns, broken = append(dropIns, g.runs(t, seen.Active, "notes-web", "/bin/false")), append(broken, seen.Active)
+			g.must(t, "kill", seen.Active, "notes-web")
 			eventually(t, "another node is active", func() error {
 				s, r := g.tryStatus(t, "node1")
 				if s.Active == "" || slices.Contains(broken, s.Active) {

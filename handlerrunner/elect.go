@@ -15,6 +15,9 @@ const (
 	answerWithin = 300 * time.Millisecond
 	askWithin    = 2 * time.Second
 	retryAfter   = 200 * time.Millisecond
+	// settleWithin is how long an election waits for a node that has served a
+	// part of the cluster and has not stopped yet.
+	settleWithin = 10 * time.Second
 	// steadyAfter is how long a unit that has failed must run again.
 	steadyAfter = 5 * time.Second
 )
@@ -37,8 +40,8 @@ func (h *Handler) Detach(ctx context.Context, by string, epoch cluster.Epoch, se
 	if active := h.standsBy(); active != "" && active != by {
 		return cluster.Answer{}, fmt.Errorf("%s stands by the active node, %s, which Consul did not hear", h.Node, active)
 	}
-	if h.serves() {
-		return cluster.Answer{}, fmt.Errorf("%s serves a part of the cluster that was cut off, and does not know yet that it is whole", h.Node)
+	if side := h.unsettled(); side != nil {
+		return cluster.Answer{Node: h.Node, Side: side, Serving: true}, nil
 	}
 	if follows := h.followedEpoch(); follows >= epoch {
 		return cluster.Answer{}, fmt.Errorf("%s follows the active of epoch %d already", h.Node, follows)
@@ -54,6 +57,18 @@ func (h *Handler) Detach(ctx context.Context, by string, epoch cluster.Epoch, se
 	}
 	h.setUpstream(0)
 	return h.answer(ctx, promise)
+}
+
+// unsettled is the part that this node serves, or has served until now: its server
+// is no standby yet. Otherwise it is nil.
+func (h *Handler) unsettled() *cluster.Side {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	d := h.durable
+	if d.Side == nil || d.Side.Leader != h.Node || d.Lost || d.State != cluster.ActiveMinority && h.db.Running == cluster.Yes && h.db.Primary == cluster.No {
+		return nil
+	}
+	return d.Side
 }
 
 // promise writes down that no WAL of an epoch before the given one is taken, and
@@ -195,7 +210,7 @@ func (h *Handler) nextEpoch(view cluster.View) cluster.Epoch {
 // are kept.
 func (h *Handler) ballot(ctx context.Context, b cluster.Ballot, began time.Time) error {
 	answers, silent := h.ask(b)
-	b.Answers = append(b.Answers, answers...)
+	b.Answers = h.await(append(b.Answers, answers...))
 	h.weigh(ctx, b.View, b.Answers)
 	out := cluster.Elect(b)
 	asked := time.Since(began)
@@ -220,6 +235,23 @@ func (h *Handler) ballot(ctx context.Context, b cluster.Ballot, began time.Time)
 		})
 	}
 	return nil
+}
+
+// await returns the answers to go by: for a while also those of nodes that still
+// serve a part, which nobody is elected without.
+func (h *Handler) await(answers []cluster.Answer) []cluster.Answer {
+	settled := cluster.Settled(answers)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch now := time.Now(); {
+	case len(settled) == len(answers):
+		h.awaited = time.Time{}
+	case h.awaited.IsZero():
+		h.awaited = now
+	case now.Sub(h.awaited) > settleWithin:
+		return settled
+	}
+	return answers
 }
 
 // ask collects the answers of all managers that b lacks, and names those that
