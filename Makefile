@@ -12,10 +12,10 @@ export PATH := $(BIN):$(PATH)
 
 PROGRAMS := understudy check-runner handler-runner consul-watcher file-sync
 
-.PHONY: help setup build test lint vet sim sim-mutants demo bench chaos clean
+.PHONY: help setup build test lint vet sim sim-mutants demo bench bench-rejoin chaos clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install what is missing: Debian packages, and Consul from its Go module
 	@packaging/setup
@@ -44,7 +44,7 @@ endif
 
 MUTANT_SEEDS ?= 100000
 sim-mutants: ## switch off one safety measure after the other: the simulator must notice
-	$(GO) test -tags $(TAGS) -timeout 12h -run '^TestMutants$$' -sim.mutants $(MUTANT_SEEDS) ./handlerrunner
+	$(GO) test -tags $(TAGS) -v -timeout 12h -run '^TestMutants$$' ./handlerrunner -sim.mutants=$(MUTANT_SEEDS)
 
 vet:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'gofmt is not satisfied'; exit 1; }
@@ -55,6 +55,9 @@ demo: build ## a three-node cluster on this machine, failed over twice, with its
 
 bench: build ## outages and overheads, as a table and as JSON
 	@$(BIN)/understudy dev bench
+
+bench-rejoin: build ## how a crashed node comes back to a database of 1 GB and of 10 GB; needs 52 GB of disk
+	@$(BIN)/understudy dev bench --only rejoin-1gb,rejoin-10gb
 
 MINUTES ?= 60
 SEED    ?= 1

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -81,6 +82,7 @@ func serve(t *testing.T, node *fakeNode, admit api.Admitter) *service {
 	check(t, err)
 	s.server = httptest.NewUnstartedServer(api.Handler(api.Backend{
 		Node: node, Voter: node, Admit: admit, Caller: certs.PeerName, Divergences: exports{},
+		Drill: func(_ context.Context, open bool) error { node.drilled = append(node.drilled, open); return node.err },
 		View: func() cluster.View {
 			return cluster.View{Nodes: map[string]cluster.Node{"n4": {Name: "n4", Kind: cluster.Runner}}, Removed: map[string]cluster.Tombstone{"n3": {Node: "n3"}}}
 		},
@@ -119,7 +121,7 @@ func TestMembersAreServed(t *testing.T) {
 		t.Errorf("report %+v, %v", r, err)
 	}
 	a, err := c.Detach(t.Context(), s.self, 8, 1)
-	if err != nil || a.Epoch != 8 || a.Node != "n1" || a.Complete != cluster.Yes || a.Position != (cluster.Position{Timeline: 2, LSN: 0x3000060}) {
+	if err != nil || s.node.by != "n2" || a.Epoch != 8 || a.Node != "n1" || a.Complete != cluster.Yes || a.Position != (cluster.Position{Timeline: 2, LSN: 0x3000060}) {
 		t.Errorf("answer %+v, %v", a, err)
 	}
 	check(t, c.Vouch(t.Context(), s.self, "n9", 8)) // the certificate tells who asks
@@ -132,12 +134,25 @@ func TestMembersAreServed(t *testing.T) {
 	if l, err := c.LastWrite(t.Context(), s.self, 60); err != nil || l.At.Unix() != 60 {
 		t.Errorf("last write: %+v, %v", l, err)
 	}
+	if check(t, c.Force(t.Context(), s.self)); s.node.forced != 1 {
+		t.Errorf("forced %d times", s.node.forced)
+	}
 	check(t, c.Claim(t.Context(), s.self, cluster.Answer{Node: "n9", Side: &cluster.Side{Leader: "n9"}}))
 	if len(s.node.claims) != 1 || s.node.claims[0].Node != "n2" || s.node.claims[0].Side == nil {
 		t.Errorf("claimed by %+v", s.node.claims)
 	}
-	check(t, c.SetActive(t.Context(), s.self, "n2"))
-	if len(s.node.targets) != 1 || s.node.targets[0] != "n2" || len(s.node.asked) != 1 || s.node.asked[0] != 8 {
+	check(t, c.SetActive(t.Context(), s.self, api.SetActiveRequest{Node: "n2", Check: true}))
+	if len(s.node.targets) != 1 || s.node.targets[0] != "n2?" {
+		t.Errorf("to look is not to do: %v", s.node.targets)
+	}
+	s.node.targets = nil
+	check(t, c.Drill(t.Context(), s.self, true))
+	check(t, c.Drill(t.Context(), s.self, false))
+	if !slices.Equal(s.node.drilled, []bool{true, false}) {
+		t.Errorf("drilled: %v", s.node.drilled)
+	}
+	check(t, c.SetActive(t.Context(), s.self, api.SetActiveRequest{Node: "n2"}))
+	if len(s.node.targets) != 1 || s.node.targets[0] != "n2: asked for by an operator, on n2" || len(s.node.asked) != 1 || s.node.asked[0] != 8 {
 		t.Errorf("asked for %v, handed over to %v", s.node.asked, s.node.targets)
 	}
 }
@@ -176,9 +191,11 @@ func TestWhoIsRefused(t *testing.T) {
 		"detach":     func(c *api.Client) error { _, err := c.Detach(t.Context(), s.self, 8, 1); return err },
 		"vouch":      func(c *api.Client) error { return c.Vouch(t.Context(), s.self, "n2", 8) },
 		"rally":      func(c *api.Client) error { _, err := c.Rally(t.Context(), s.self); return err },
+		"force":      func(c *api.Client) error { return c.Force(t.Context(), s.self) },
 		"last-write": func(c *api.Client) error { _, err := c.LastWrite(t.Context(), s.self, 1); return err },
 		"claim":      func(c *api.Client) error { return c.Claim(t.Context(), s.self, cluster.Answer{Node: "n2"}) },
-		"set-active": func(c *api.Client) error { return c.SetActive(t.Context(), s.self, "n2") },
+		"set-active": func(c *api.Client) error { return c.SetActive(t.Context(), s.self, api.SetActiveRequest{Node: "n2"}) },
+		"drill":      func(c *api.Client) error { return c.Drill(t.Context(), s.self, true) },
 		"divergence": func(c *api.Client) error { return c.Divergences(t.Context(), s.self, nil) },
 		"changes":    func(c *api.Client) error { _, err := c.DivergenceChanges(t.Context(), s.self, "d1"); return err },
 	}
@@ -207,10 +224,10 @@ func TestWhoIsRefused(t *testing.T) {
 		})
 	}
 	runner := api.NewClient(s.as(t, "n4"))
-	for _, vote := range []string{"detach", "vouch", "rally", "claim", "last-write"} {
+	for _, vote := range []string{"detach", "vouch", "rally", "claim", "last-write", "drill"} {
 		mustBe(t, calls[vote](runner), 403, api.CodeForbidden)
 	}
-	if len(s.node.asked)+len(s.node.targets)+len(s.node.vouched)+len(s.node.claims) != 0 {
+	if len(s.node.asked)+len(s.node.targets)+len(s.node.vouched)+len(s.node.claims)+s.node.forced != 0 {
 		t.Errorf("something was done: %v, %v, %v, %v", s.node.asked, s.node.targets, s.node.vouched, s.node.claims)
 	}
 	check(t, calls["report"](runner))
@@ -241,11 +258,11 @@ func TestJoinNeedsNoCertificate(t *testing.T) {
 func TestBackendErrors(t *testing.T) {
 	s := serve(t, standby(), admitter{})
 	c := api.NewClient(s.as(t, "n2"))
-	mustBe(t, c.SetActive(t.Context(), s.self, "n2"), 409, api.CodeNotActive)
+	mustBe(t, c.SetActive(t.Context(), s.self, api.SetActiveRequest{Node: "n2"}), 409, api.CodeNotActive)
 	s = serve(t, active(), admitter{})
 	s.node.err = errors.New("n2 is offline")
 	c = api.NewClient(s.as(t, "n2"))
-	err := c.SetActive(t.Context(), s.self, "n2")
+	err := c.SetActive(t.Context(), s.self, api.SetActiveRequest{Node: "n2"})
 	mustBe(t, err, 409, api.CodeFailed)
 	if !strings.Contains(err.Error(), "n1") || !strings.Contains(err.Error(), "n2 is offline") {
 		t.Errorf("%v does not say who answered what", err)

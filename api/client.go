@@ -72,10 +72,21 @@ func (c *Client) LastWrite(ctx context.Context, n cluster.Node, after cluster.LS
 	return w, err
 }
 
-// SetActive asks the active node to hand over to target, or to the best standby
-// where that is empty.
-func (c *Client) SetActive(ctx context.Context, active cluster.Node, target string) error {
-	return c.call(ctx, http.MethodPost, active, "set-active", SetActiveRequest{target}, nil)
+// SetActive asks the active node to hand over, or whether it would.
+func (c *Client) SetActive(ctx context.Context, active cluster.Node, in SetActiveRequest) error {
+	return c.call(ctx, http.MethodPost, active, "set-active", in, nil)
+}
+
+// Drill asks the active node to make, or to drop, what the writer of a drill
+// needs.
+func (c *Client) Drill(ctx context.Context, active cluster.Node, open bool) error {
+	return c.call(ctx, http.MethodPost, active, "drill", DrillRequest{open}, nil)
+}
+
+// Force asks the node to become active although acknowledged commits may be
+// missing there.
+func (c *Client) Force(ctx context.Context, n cluster.Node) error {
+	return c.call(ctx, http.MethodPost, n, "force", struct{}{}, nil)
 }
 
 // Join asks the manager at address (IP:port) to let this node in.

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -20,7 +21,8 @@ type Admitter interface {
 
 // Voter takes part in elections.
 type Voter interface {
-	Detach(ctx context.Context, epoch cluster.Epoch, seen uint64) (cluster.Answer, error)
+	// Detach answers the election that the node by holds.
+	Detach(ctx context.Context, by string, epoch cluster.Epoch, seen uint64) (cluster.Answer, error)
 	Vouch(ctx context.Context, active string, epoch cluster.Epoch) error
 	// Rally tells a node of the same part that is cut off where this one stands.
 	Rally(ctx context.Context) (cluster.Answer, error)
@@ -37,6 +39,8 @@ type Backend struct {
 	View  func() cluster.View // from memory
 	// Divergences are the exports on this node.
 	Divergences Divergences
+	// Drill makes, or drops, what the writer of a drill needs on the active node.
+	Drill func(ctx context.Context, open bool) error
 	// Caller tells whose verified certificate a connection carries.
 	Caller func(*tls.ConnectionState) (name string, ok bool)
 }
@@ -57,8 +61,9 @@ func Handler(b Backend) http.Handler {
 		reply(w, http.StatusOK, b.Node.Report(r.Context()))
 	}))
 	mux.Handle("POST /api/v1/detach", b.managers(func(w http.ResponseWriter, r *http.Request) {
+		by, _ := b.Caller(r.TLS)
 		answer(w, r, func(ctx context.Context, in DetachRequest) (any, error) {
-			return b.Voter.Detach(ctx, in.Epoch, in.Seen)
+			return b.Voter.Detach(ctx, by, in.Epoch, in.Seen)
 		})
 	}))
 	mux.Handle("POST /api/v1/vouch", b.managers(func(w http.ResponseWriter, r *http.Request) {
@@ -76,6 +81,9 @@ func Handler(b Backend) http.Handler {
 			return struct{}{}, b.Voter.Claim(ctx, in)
 		})
 	}))
+	mux.Handle("POST /api/v1/force", b.members(func(w http.ResponseWriter, r *http.Request) {
+		answer(w, r, func(ctx context.Context, _ struct{}) (any, error) { return struct{}{}, b.Node.Force(ctx) })
+	}))
 	mux.Handle("POST /api/v1/last-write", b.managers(func(w http.ResponseWriter, r *http.Request) {
 		answer(w, r, func(ctx context.Context, in LastWriteRequest) (any, error) { return b.Voter.LastWrite(ctx, in.After) })
 	}))
@@ -84,9 +92,20 @@ func Handler(b Backend) http.Handler {
 			fail(w, Errorf(http.StatusConflict, CodeNotActive, "this node is not the active one"))
 			return
 		}
+		by, _ := b.Caller(r.TLS)
 		answer(w, r, func(ctx context.Context, in SetActiveRequest) (any, error) {
-			return struct{}{}, b.Node.HandOver(ctx, in.Node)
+			if in.Check {
+				return struct{}{}, b.Node.MayHandOver(ctx, in.Node)
+			}
+			return struct{}{}, b.Node.HandOver(ctx, in.Node, cmp.Or(in.Why, "asked for by an operator")+", on "+by)
 		})
+	}))
+	mux.Handle("POST /api/v1/drill", b.managers(func(w http.ResponseWriter, r *http.Request) {
+		if b.Node.Mode() != cluster.MajorityMode {
+			fail(w, Errorf(http.StatusConflict, CodeNotActive, "this node is not the active one"))
+			return
+		}
+		answer(w, r, func(ctx context.Context, in DrillRequest) (any, error) { return struct{}{}, b.Drill(ctx, in.Open) })
 	}))
 	b.divergences(mux)
 	mux.HandleFunc("/", notFound)
@@ -114,7 +133,14 @@ type LastWriteRequest struct {
 
 // SetActiveRequest is the body of POST /api/v1/set-active.
 type SetActiveRequest struct {
-	Node string `json:"node"` // empty: the best standby
+	Node  string `json:"node"`            // empty: the best standby
+	Check bool   `json:"check,omitempty"` // only say whether it would be refused
+	Why   string `json:"why,omitempty"`   // for the history; empty: an operator asked
+}
+
+// DrillRequest is the body of POST /api/v1/drill.
+type DrillRequest struct {
+	Open bool `json:"open"` // false: drop it
 }
 
 // members lets only callers through whose certificate names a present member:

@@ -15,7 +15,11 @@ import (
 type Node interface {
 	Mode() cluster.Mode // without I/O
 	Report(ctx context.Context) cluster.Report
-	HandOver(ctx context.Context, target string) error
+	// MayHandOver returns the reason for which HandOver would be refused.
+	MayHandOver(ctx context.Context, target string) error
+	HandOver(ctx context.Context, target, why string) error
+	// Force makes the node active although acknowledged commits may be missing.
+	Force(ctx context.Context) error
 }
 
 // StatusOptions shape the plain HTTP port.

@@ -23,8 +23,11 @@ type fakeNode struct {
 	report  cluster.Report
 	asked   []cluster.Epoch
 	targets []string
+	drilled []bool
 	vouched []string // for whom
 	claims  []cluster.Answer
+	forced  int
+	by      string // who asked
 	err     error
 }
 
@@ -36,8 +39,8 @@ var (
 func (n *fakeNode) Mode() cluster.Mode                    { return n.mode }
 func (n *fakeNode) Report(context.Context) cluster.Report { return n.report }
 
-func (n *fakeNode) Detach(_ context.Context, epoch cluster.Epoch, _ uint64) (cluster.Answer, error) {
-	n.asked = append(n.asked, epoch)
+func (n *fakeNode) Detach(_ context.Context, by string, epoch cluster.Epoch, _ uint64) (cluster.Answer, error) {
+	n.asked, n.by = append(n.asked, epoch), by
 	return cluster.Answer{Node: n.report.Node, Epoch: epoch, Complete: cluster.Yes, Position: cluster.Position{Timeline: 2, LSN: 0x3000060}}, n.err
 }
 
@@ -55,12 +58,22 @@ func (n *fakeNode) Claim(_ context.Context, a cluster.Answer) error {
 	return n.err
 }
 
+func (n *fakeNode) Force(context.Context) error {
+	n.forced++
+	return n.err
+}
+
 func (n *fakeNode) LastWrite(_ context.Context, after cluster.LSN) (cluster.LastWrite, error) {
 	return cluster.LastWrite{At: time.Unix(int64(after), 0)}, n.err
 }
 
-func (n *fakeNode) HandOver(_ context.Context, target string) error {
-	n.targets = append(n.targets, target)
+func (n *fakeNode) HandOver(_ context.Context, target, why string) error {
+	n.targets = append(n.targets, target+": "+why)
+	return n.err
+}
+
+func (n *fakeNode) MayHandOver(_ context.Context, target string) error {
+	n.targets = append(n.targets, target+"?")
 	return n.err
 }
 

@@ -137,17 +137,6 @@ func (a *arena) peer(name string, pick int) string {
 	return others[pick/7%len(others)].Name
 }
 
-// onAll does the same on all nodes at once.
-func (a *arena) onAll(do func(n dev.NodeInfo) error) error {
-	failed := make([]error, len(a.Nodes))
-	var all sync.WaitGroup
-	for i, n := range a.Nodes {
-		all.Go(func() { failed[i] = do(n) })
-	}
-	all.Wait()
-	return errors.Join(failed...)
-}
-
 // isolate cuts a node from all others; out and in say in which directions.
 func (a *arena) isolate(ctx context.Context, name string, out, in bool) error {
 	for _, n := range a.others(name) {
@@ -211,7 +200,7 @@ func (a *arena) wipe(name string) error {
 // heal undoes whatever faults have left behind.
 func (a *arena) heal(ctx context.Context) error {
 	failed := []error{dev.Heal(ctx, a.Dir)}
-	failed = append(failed, a.onAll(func(n dev.NodeInfo) error {
+	failed = append(failed, a.OnAll(func(n dev.NodeInfo) error {
 		if a.have.root {
 			if err := empty(n.Root); err != nil {
 				return err

@@ -43,7 +43,7 @@ func kills() map[Kind]act {
 			return dev.Kill(ctx, a.Dir, leader, "consul")
 		},
 		KillAllConsul: func(ctx context.Context, a *arena, _ Step, _ string) error {
-			return a.onAll(func(n dev.NodeInfo) error { return dev.Kill(ctx, a.Dir, n.Name, "consul") })
+			return a.OnAll(func(n dev.NodeInfo) error { return dev.Kill(ctx, a.Dir, n.Name, "consul") })
 		},
 		KillNode: func(ctx context.Context, a *arena, s Step, node string) error {
 			return hold(ctx, s, func() error { return dev.Kill(ctx, a.Dir, node, dev.All) },
@@ -52,10 +52,10 @@ func kills() map[Kind]act {
 		KillAllNodes: func(ctx context.Context, a *arena, s Step, _ string) error {
 			return hold(ctx, s,
 				func() error {
-					return a.onAll(func(n dev.NodeInfo) error { return dev.Kill(ctx, a.Dir, n.Name, dev.All) })
+					return a.OnAll(func(n dev.NodeInfo) error { return dev.Kill(ctx, a.Dir, n.Name, dev.All) })
 				},
 				func(ctx context.Context) error {
-					return a.onAll(func(n dev.NodeInfo) error { return dev.Start(ctx, a.Dir, n.Name) })
+					return a.OnAll(func(n dev.NodeInfo) error { return dev.Start(ctx, a.Dir, n.Name) })
 				})
 		},
 	}
@@ -64,7 +64,7 @@ func kills() map[Kind]act {
 func freezes() map[Kind]act {
 	return map[Kind]act{
 		FreezeAllConsul: func(ctx context.Context, a *arena, s Step, _ string) error {
-			return a.onAll(func(n dev.NodeInfo) error { return a.stop(ctx, n.Name, "consul", s) })
+			return a.OnAll(func(n dev.NodeInfo) error { return a.stop(ctx, n.Name, "consul", s) })
 		},
 		FreezePostgres: func(ctx context.Context, a *arena, s Step, node string) error {
 			return a.stop(ctx, node, "postgres", s)

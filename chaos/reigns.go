@@ -1,64 +1,36 @@
 package chaos
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/understudy-ha/understudy/dev/probe"
 )
 
-// reign is the time in which one database acknowledged writes on one timeline.
-type reign struct {
-	node, timeline string
-	first          Op            // that was acknowledged
-	last           Op            // the acknowledged one that was called last
-	from           time.Duration // first.Return
-	to             time.Duration // last.Call
-}
-
-// reigns returns them by their beginning.
-func reigns(ops []Op) []reign {
-	type key struct{ node, timeline string }
-	all := make(map[key]reign)
+// reigns returns the times in which databases acknowledged writes, and the
+// operations that their First and Last are places of.
+func reigns(ops []Op) ([]probe.Reign, []Op) {
+	var acknowledged []Op
+	var writes []probe.Confirmed
 	for _, o := range ops {
-		if !o.acknowledged() {
-			continue
+		if o.acknowledged() {
+			acknowledged = append(acknowledged, o)
+			writes = append(writes, probe.Confirmed{Node: o.Node, Timeline: o.Timeline, Call: o.Call, Return: o.Return})
 		}
-		k := key{o.Node, o.Timeline}
-		r, ok := all[k]
-		if !ok {
-			r = reign{node: o.Node, timeline: o.Timeline, first: o, last: o, from: o.Return, to: o.Call}
-		}
-		if o.Return < r.from {
-			r.first, r.from = o, o.Return
-		}
-		if o.Call > r.to {
-			r.last, r.to = o, o.Call
-		}
-		all[k] = r
 	}
-	var list []reign
-	for _, r := range all {
-		list = append(list, r)
-	}
-	slices.SortFunc(list, func(a, b reign) int { return cmp.Compare(a.from, b.from) })
-	return list
+	return probe.Reigns(writes), acknowledged
 }
 
 // TwoWriters returns for how long two databases acknowledged writes, and a
-// violation for each pair of them: one did so for a write that was called after
-// the other, which came after it, had acknowledged one.
+// violation for each pair of them.
 func TwoWriters(ops []Op) (total time.Duration, found []Violation) {
-	list := reigns(ops)
-	for i, a := range list {
-		for _, b := range list[i+1:] {
-			if overlap := min(a.to, b.to) - b.from; overlap > 0 {
-				total += overlap
-				found = append(found, Violation{Kind: "two writers", Message: fmt.Sprintf(
-					"%s on timeline %s and %s on timeline %s both acknowledged writes for %s", a.node, a.timeline, b.node, b.timeline, overlap),
-					History: []Op{b.first, a.last}})
-			}
-		}
+	list, writes := reigns(ops)
+	for _, o := range probe.Overlaps(list) {
+		total += o.Lasted
+		found = append(found, Violation{Kind: "two writers", Message: fmt.Sprintf(
+			"%s on timeline %s and %s on timeline %s both acknowledged writes for %s", o.A.Node, o.A.Timeline, o.B.Node, o.B.Timeline, o.Lasted),
+			History: []Op{writes[o.B.First], writes[o.A.Last]}})
 	}
 	return total, found
 }

@@ -79,7 +79,8 @@ func (r *Report) count(ops []Op, looks []Look) {
 	for _, l := range looks {
 		epochs[uint64(l.Epoch)] = true
 	}
-	r.Epochs, r.Reigns = len(epochs), len(reigns(ops))
+	list, _ := reigns(ops)
+	r.Epochs, r.Reigns = len(epochs), len(list)
 	r.Faults = make(map[string]int)
 	for _, f := range r.Schedule {
 		if f.Missed != "" {

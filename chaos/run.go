@@ -94,7 +94,7 @@ func (r *run) down(ctx context.Context) error {
 	if !r.have.root {
 		return r.Rig.Down(ctx)
 	}
-	killed := r.onAll(func(n dev.NodeInfo) error { return dev.Kill(ctx, r.Rig.Dir, n.Name, dev.All) })
+	killed := r.OnAll(func(n dev.NodeInfo) error { return dev.Kill(ctx, r.Rig.Dir, n.Name, dev.All) })
 	return errors.Join(killed, unmount(r.Rig.Dir, r.Rig.Nodes), r.Rig.Down(ctx))
 }
 

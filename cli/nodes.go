@@ -87,6 +87,9 @@ func listNodes(c *urfave.Context) error {
 		printNodes(w, o.rows)
 		if o.cutOff != "" {
 			fmt.Fprintf(w, "\n%s is cut off from the majority, and shows what it last knew: %s.\n", m.host.Record.Node.Name, o.cutOff)
+			if serving := o.serving(); serving != "" {
+				fmt.Fprintf(w, "AT RISK: what is written on %s may give way to what the majority writes.\n", serving)
+			}
 		} else if _, err := active(o.view); err != nil {
 			fmt.Fprintln(w, "\nNo node is active at the moment.")
 		}
@@ -279,6 +282,15 @@ func getNode(c *urfave.Context) error {
 	})
 }
 
+// tellRemoved writes the removal to the history. A node that removed itself has
+// left Consul and cannot: its tombstone says it.
+func (m *member) tellRemoved(ctx context.Context, name string) error {
+	if name == m.host.Record.Node.Name {
+		return nil
+	}
+	return m.tell(ctx, cluster.EventRemoved, name+" is no member any more", nil)
+}
+
 func unknownNode(name string) error {
 	return fmt.Errorf("%s is not a member of the cluster; 'understudy cluster nodes list' shows those that are", name)
 }
@@ -308,12 +320,18 @@ func updateNode(c *urfave.Context) error {
 	if _, ok := view.Nodes[name]; !ok {
 		return unknownNode(name)
 	}
+	var changed []cluster.OptionChange
 	err = patiently(c.Context, func() error {
 		return m.reg.UpdateNode(c.Context, name, func(n *cluster.Node) error {
-			n.Options = n.Options.With(o)
+			before := n.Options
+			n.Options = before.With(o)
+			changed = cluster.Changed(name, before, n.Options)
 			return nil
 		})
 	})
+	if err == nil {
+		err = m.tellOptions(c.Context, changed)
+	}
 	if err == nil {
 		fmt.Fprintf(out(c), "%s updated\n", name)
 	}
@@ -343,6 +361,9 @@ func removeNode(c *urfave.Context) error {
 	defer cancel()
 	r := membership.Removal{Registry: m.reg, Peers: m.peers, By: m.host.Record.Node.Name, Force: c.Bool("force")}
 	if err := r.Remove(ctx, view, name, newProgress(c).step); err != nil {
+		return err
+	}
+	if err := m.tellRemoved(ctx, name); err != nil {
 		return err
 	}
 	fmt.Fprintf(out(c), "%s is no member any more\n", name)

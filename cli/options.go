@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -8,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/goccy/go-yaml"
 	urfave "github.com/urfave/cli/v2"
@@ -175,14 +178,53 @@ func setOptions(c *urfave.Context) error {
 		return err
 	}
 	defer m.close()
+	var before, after cluster.Options
 	if err := patiently(c.Context, func() error {
-		_, err := m.reg.SetOptions(c.Context, o)
+		before, after, err = m.reg.SetOptions(c.Context, o)
 		return err
 	}); err != nil {
 		return err
 	}
+	if err := m.tellOptions(c.Context, cluster.Changed("", before, after)); err != nil {
+		return err
+	}
 	for name := range o {
 		fmt.Fprintf(out(c), "%s is %s\n", name, orDash(cluster.Options{}.With(o).Get(name)))
+	}
+	return nil
+}
+
+// tellOptions writes to the history who changed which options.
+func (m *member) tellOptions(ctx context.Context, changes []cluster.OptionChange) error {
+	if len(changes) == 0 {
+		return nil
+	}
+	var said []string
+	for _, o := range changes {
+		said = append(said, o.String())
+	}
+	return m.tell(ctx, cluster.EventOptions, strings.Join(said, "; "), changes)
+}
+
+// tell writes an event of what an operator has done on this host, which is done
+// whether or not the event can be written.
+func (m *member) tell(ctx context.Context, kind, message string, data any) error {
+	by := m.host.Record.Node.Name
+	e := cluster.Event{At: time.Now(), Node: by, Kind: kind, Message: message + ", by an operator on " + by}
+	if data != nil {
+		text, err := json.Marshal(data)
+		if err != nil {
+			return fmt.Errorf("encode event: %w", err)
+		}
+		e.Data = text
+	}
+	view, err := m.view(ctx)
+	if err == nil {
+		e.Epoch = view.NextMaster.Epoch
+		_, err = m.reg.AppendEvent(ctx, e)
+	}
+	if err != nil {
+		return fmt.Errorf("%s, but the event is not written: %w", message, err)
 	}
 	return nil
 }

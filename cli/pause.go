@@ -9,7 +9,6 @@ import (
 	urfave "github.com/urfave/cli/v2"
 
 	"github.com/understudy-ha/understudy/cluster"
-	"github.com/understudy-ha/understudy/registry"
 )
 
 // heardWithin is how long pause and resume wait for every node to hear of it.
@@ -71,19 +70,16 @@ func changePause(c *urfave.Context, want func(*member, cluster.View) (*cluster.P
 	if err != nil {
 		return err
 	}
-	kind, says := "pause", "the cluster is paused"
+	kind, says := cluster.EventPause, "the cluster is paused"
 	if p == nil {
-		kind, says = "resume", "the cluster is not paused"
+		kind, says = cluster.EventResume, "the cluster is not paused"
 	}
 	if !changed {
 		fmt.Fprintln(out(c), says+" already")
 		return nil
 	}
-	by := m.host.Record.Node.Name
-	if _, err := m.reg.AppendEvent(c.Context, registry.Event{
-		At: time.Now(), Node: by, Epoch: view.NextMaster.Epoch, Kind: kind, Message: says + ", by an operator on " + by,
-	}); err != nil {
-		return fmt.Errorf("%s, but the event is not written: %w", says, err)
+	if err := m.tell(c.Context, kind, says, nil); err != nil {
+		return err
 	}
 	if deaf := m.deaf(c.Context, view, p != nil); len(deaf) > 0 {
 		says += "; not told yet, because they do not answer: " + strings.Join(deaf, ", ")

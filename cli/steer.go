@@ -7,8 +7,8 @@ import (
 
 	urfave "github.com/urfave/cli/v2"
 
+	"github.com/understudy-ha/understudy/api"
 	"github.com/understudy-ha/understudy/cluster"
-	"github.com/understudy-ha/understudy/registry"
 )
 
 // clusterStatus is what cluster status shows.
@@ -87,9 +87,10 @@ func printStatus(w io.Writer, s clusterStatus) {
 func setActiveCommand() *urfave.Command {
 	return &urfave.Command{
 		Name: "set-active", Usage: "make another node the active one", ArgsUsage: "NAME",
-		UsageText: "understudy cluster set-active [--timeout 60s] NAME\n\nexample: understudy cluster set-active beta",
-		Flags:     []urfave.Flag{timeoutFlag(60 * time.Second)},
-		Action:    setActive,
+		UsageText: "understudy cluster set-active [--timeout 60s] [--allow-data-loss] NAME\n\nexample: understudy cluster set-active beta",
+		Flags: []urfave.Flag{timeoutFlag(60 * time.Second),
+			&urfave.BoolFlag{Name: "allow-data-loss", Usage: "when no node is active and none is elected: promote NAME, although commits that were acknowledged may be missing there"}},
+		Action: setActive,
 	}
 }
 
@@ -114,20 +115,22 @@ func setActive(c *urfave.Context) error {
 		return unknownNode(target)
 	}
 	from, err := active(view)
-	if err != nil {
-		return err
-	}
-	if from.Name == target {
+	step, name := func() error { return m.peers.SetActive(ctx, from, api.SetActiveRequest{Node: target}) }, "hand over from "+from.Name+" to "+target
+	switch {
+	case err != nil && c.Bool("allow-data-loss"):
+		step, name = func() error { return m.peers.Force(ctx, view.Nodes[target]) }, "promote "+target+", whatever it lacks"
+	case err != nil:
+		return fmt.Errorf("%w\nA node is elected by itself when enough members are there. If those that are not are lost for good, --allow-data-loss promotes %s all the same", err, target)
+	case from.Name == target:
 		return fmt.Errorf("%s is already the active node", target)
 	}
 	began := time.Now()
 	p := newProgress(c)
-	p.begin("hand over from " + from.Name + " to " + target)
-	err = m.peers.SetActive(ctx, from, target)
-	if err == nil {
+	p.begin(name)
+	if err = step(); err == nil {
 		err = m.awaitActive(ctx, target)
 	}
-	p.end("hand over from "+from.Name+" to "+target, err)
+	p.end(name, err)
 	if err != nil {
 		return err
 	}
@@ -157,7 +160,7 @@ func eventsCommand() *urfave.Command {
 			defer m.close()
 			since := time.Now().Add(-c.Duration("since"))
 			if c.Bool("follow") {
-				return m.reg.WatchEvents(c.Context, since, func(e registry.Event) { printEvents(out(c), []registry.Event{e}) })
+				return m.reg.WatchEvents(c.Context, since, func(e cluster.Event) { printEvents(out(c), []cluster.Event{e}) })
 			}
 			events, err := m.reg.Events(c.Context, since)
 			if err != nil {
@@ -168,7 +171,7 @@ func eventsCommand() *urfave.Command {
 	}
 }
 
-func printEvents(w io.Writer, events []registry.Event) {
+func printEvents(w io.Writer, events []cluster.Event) {
 	for _, e := range events {
 		fmt.Fprintf(w, "%s  epoch %-4d %-10s %-9s %s\n", e.At.Local().Format("2006-01-02 15:04:05.000"), e.Epoch, e.Node, e.Kind, e.Message)
 	}

@@ -29,7 +29,7 @@ type Answer struct {
 	Last *LastWrite `json:"last_write,omitempty"` // looked for only where there is a Side; nil: not known
 
 	Verdict Verdict `json:"verdict,omitempty"` // in a rally: where its watcher says it is
-	Serving bool    `json:"serving,omitempty"` // in a rally: it serves its part already
+	Serving bool    `json:"serving,omitempty"` // it serves its part, or is about to stop doing so: its position is not final
 }
 
 // Ballot is everything that an election looks at.
@@ -40,6 +40,9 @@ type Ballot struct {
 	Target  string   // of a hand-over: wins among equals
 	Exclude []string // who must not win, such as the node that hands over
 	Avoid   []string // who wins only if nobody else can; see Unconfirmed
+	// Forced: an operator names Target, although acknowledged commits may be
+	// missing there.
+	Forced bool
 }
 
 // Passed is a node that did not win, and why.
@@ -64,9 +67,12 @@ type Outcome struct {
 // Safety: the answers of a set that satisfies SyncSet.Enough contain one that
 // holds every acknowledged commit, and positions on one line of timelines are
 // totally ordered; so whoever is furthest holds them all. A winner is furthest
-// among all that answered, or furthest among the electable when these alone are
-// enough.
+// among all that answered, or among some of them that are enough, electable or
+// not: what others have beyond that was never acknowledged.
 func Elect(b Ballot) Outcome {
+	if b.Forced {
+		return forced(b)
+	}
 	if len(b.Avoid) > 0 {
 		others := b
 		others.Exclude, others.Avoid = slices.Concat(b.Exclude, b.Avoid), nil
@@ -74,7 +80,31 @@ func Elect(b Ballot) Outcome {
 			return out
 		}
 	}
+	out := choose(b)
+	if rest := b.published(); out.Winner == "" && len(rest.Answers) < len(b.Answers) {
+		if of := choose(rest); of.Winner != "" {
+			return of
+		}
+	}
+	return out
+}
+
+// published is the ballot without those on the line of a promotion that broke off
+// before it had published its sync set: nothing was acknowledged there. The others
+// may have gone on from before it, and both sides are then off each other's line.
+func (b Ballot) published() Ballot {
+	if b.View.SyncMode() != Async {
+		b.Answers = slices.DeleteFunc(slices.Clone(b.Answers), func(a Answer) bool { return a.Line > b.View.Sync.Epoch })
+	}
+	return b
+}
+
+// choose is Elect among those that may be avoided as well.
+func choose(b Ballot) Outcome {
 	v := voters(b)
+	if i := slices.IndexFunc(b.Answers, Answer.serving); i >= 0 {
+		return v.undecided(b.Answers[i].Node + " still serves a part that was cut off, and may have what goes on")
+	}
 	if len(v.sound) == 0 {
 		return v.undecided("no node with a whole copy of the database has answered")
 	}
@@ -92,13 +122,27 @@ func Elect(b Ballot) Outcome {
 		if lag := int64(v.seen()) - int64(best.Position.LSN); lag > b.View.Options("").Int("max_lag_on_failover") {
 			return v.undecided(fmt.Sprintf("%s is %d bytes behind the last known position of the active, more than max_lag_on_failover", best.Node, lag))
 		}
-	case behind > 0 && !b.View.Sync.Enough(names(v.fit)):
+	case behind > 0 && !b.View.Sync.Enough(v.within(best)):
 		return v.undecided(fmt.Sprintf("%s has %d bytes of WAL, perhaps acknowledged, that no electable node has", top.Node, behind))
 	}
 	for _, a := range v.fit[1:] {
 		v.pass(a.Node, why(b, best, a))
 	}
 	return Outcome{Winner: best.Node, Reason: fmt.Sprintf("%s is furthest, at %s", best.Node, best.Position), Passed: v.passed}
+}
+
+// forced names the target, if it is there and can be active at all.
+func forced(b Ballot) Outcome {
+	reason := "it has not answered"
+	for _, a := range b.Answers {
+		if a.Node != b.Target {
+			continue
+		}
+		if reason = cmp.Or(unsound(b, a), unfit(b, a)); reason == "" {
+			return Outcome{Winner: a.Node, Reason: fmt.Sprintf("an operator named %s, at %s, and accepts that acknowledged commits may be missing there", a.Node, a.Position)}
+		}
+	}
+	return Outcome{Reason: "an operator named " + b.Target, Passed: []Passed{{b.Target, reason}}}
 }
 
 // Unconfirmed names the node that the last election named and that never opened
@@ -154,12 +198,29 @@ func (v *electorate) undecided(reason string) Outcome {
 	return Outcome{Reason: reason, Passed: v.passed}
 }
 
+// within names the sound answers that have no WAL beyond a.
+func (v *electorate) within(a Answer) (names []string) {
+	for _, s := range v.sound {
+		if s.Position.LSN <= a.Position.LSN {
+			names = append(names, s.Node)
+		}
+	}
+	return names
+}
+
 // seen is the furthest that the last active is known to have come.
 func (v *electorate) seen() (lsn LSN) {
 	for _, a := range v.sound {
 		lsn = max(lsn, a.Seen, a.Position.LSN)
 	}
 	return lsn
+}
+
+func (a Answer) serving() bool { return a.Serving }
+
+// Settled leaves out the answers of nodes that still serve a part.
+func Settled(answers []Answer) []Answer {
+	return slices.DeleteFunc(slices.Clone(answers), Answer.serving)
 }
 
 // unsound tells why an answer proves nothing about acknowledged commits.
@@ -241,12 +302,4 @@ func missing(s SyncSet, answered []string) string {
 	}
 	return fmt.Sprintf("of the sync set %v, %d must answer so that one of them holds every acknowledged commit; only %v did",
 		s.Members, s.Needed(), answered)
-}
-
-func names(answers []Answer) []string {
-	var n []string
-	for _, a := range answers {
-		n = append(n, a.Node)
-	}
-	return n
 }

@@ -21,6 +21,7 @@ var rules = map[string]struct {
 }{
 	"cluster":       {nil, "decisions are pure: they know no adapter"},
 	"statefile":     {nil, "it keeps any value"},
+	"history":       {[]string{"cluster"}, "it reads events, wherever they are kept"},
 	"config":        {[]string{"cluster"}, "it describes a host in the cluster's words"},
 	"registry":      {[]string{"cluster"}, "adapters do not know each other"},
 	"pgrepl":        {[]string{"cluster", "pgrepl"}, "adapters do not know each other"},

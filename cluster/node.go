@@ -159,9 +159,16 @@ type Leader struct {
 	Ready    bool     `json:"ready"` // open to clients
 	Timeline Timeline `json:"timeline"`
 	Yields   bool     `json:"yields,omitempty"` // it hands over, and holds the election itself
-	Knows    []Epoch  `json:"knows,omitempty"`  // promotions that broke off, or may have, on whose timelines it is
+	Lines    []Line   `json:"lines,omitempty"`  // on which it is, oldest first; the last is its own
 	Held     bool     `json:"-"`
 	Session  string   `json:"-"` // id of the Consul session that holds it
+}
+
+// Line is a timeline by the epoch of the promotion that made it. Two promotions
+// that know nothing of each other may make timelines of the same number.
+type Line struct {
+	Timeline Timeline `json:"timeline"`
+	Epoch    Epoch    `json:"epoch"`
 }
 
 // Serves says that the holder of the lock has promoted, and on which timeline:

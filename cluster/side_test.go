@@ -83,6 +83,12 @@ func TestElectAfterAPartition(t *testing.T) {
 			option(*b, "", "heal", "majority")
 			b.Answers[0].Position.LSN = 100
 		}, "c", "furthest"},
+		"who still serves is waited for": {func(b *Ballot) {
+			b.Answers[1] = Answer{Node: "c", Side: b.Answers[1].Side, Serving: true}
+		}, "", "c still serves a part"},
+		"but not for ever": {func(b *Ballot) {
+			b.Answers = Settled(append(b.Answers[:1], sound("a", 150), Answer{Node: "c", Serving: true}))
+		}, "b", ""},
 		"another standby of the majority knows the time": {func(b *Ballot) {
 			b.Answers[0].Last = nil
 			a := sound("a", 150)

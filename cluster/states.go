@@ -1,5 +1,10 @@
 package cluster
 
+import (
+	"fmt"
+	"strings"
+)
+
 // State is what a node is doing, as its handler-runner drives it.
 type State string
 
@@ -284,17 +289,43 @@ type Decision struct {
 	To     State
 	Do     []Action
 	Reason string
+	Detail string // of a transition: which part of its condition was observed; may be empty
 }
 
 // Decide applies the table, and where no row holds, the duty of the state.
 func Decide(o Observation) Decision {
 	for _, t := range table {
 		if t.From == o.State && t.When(o) {
-			return Decision{t.To, t.Do, t.Comment}
+			return Decision{t.To, t.Do, t.Comment, o.detail()}
 		}
 	}
 	do, reason := duty(o)
-	return Decision{o.State, do, reason}
+	return Decision{To: o.State, Do: do, Reason: reason}
+}
+
+// detail says what is not as it should be with a node that is, or is about to
+// be, active.
+func (o Observation) detail() string {
+	if o.State != Active && o.State != Promoting && o.State != Maintenance {
+		return ""
+	}
+	var said []string
+	if n := o.View.NextMaster; n.Node != "" && n.Node != o.Self {
+		said = append(said, fmt.Sprintf("%s is named for epoch %d", n.Node, n.Epoch))
+	}
+	if o.LeaseEpoch > 0 && o.Lease == No {
+		said = append(said, "the lease has ended")
+	}
+	switch {
+	case o.Running == No:
+		said = append(said, "PostgreSQL does not run")
+	case o.Primary == No && o.State != Promoting:
+		said = append(said, "PostgreSQL is a standby")
+	}
+	if o.Attempt == No {
+		said = append(said, "the promotion has failed")
+	}
+	return strings.Join(said, "; ")
 }
 
 // duty is what a node in its state keeps doing. Each action does nothing where
@@ -336,6 +367,7 @@ func duty(o Observation) ([]Action, string) {
 	case o.Served == Yes && o.served():
 		do = append(do, Claim)
 	case o.Served == Yes:
+	case o.Verdict == Minority && o.Fresh != Yes: // the active that is remembered is out of reach
 	case o.Calling() == Obey && o.View.NextMaster.Epoch >= o.Promise:
 		do = append(do, Follow)
 	}

@@ -178,6 +178,7 @@ func TestDecisionsAreSafe(t *testing.T) {
 			"a part is not served beside the majority":                   d.To == ActiveMinority && (o.Fresh == Yes || o.Verdict == Majority || o.Verdict == Isolated || o.Chosen == No),
 			"what is not settled is not rewound":                         d.To == Rejoining && o.State != Rejoining && o.Served == Yes,
 			"nor does it follow":                                         does(Follow) && o.Served == Yes,
+			"who is cut off does not follow whom it remembers":           does(Follow) && o.Verdict == Minority && o.Fresh != Yes,
 		} {
 			if broken {
 				t.Fatalf("%s: %v for %+v", rule, d, o)

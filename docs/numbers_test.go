@@ -26,6 +26,12 @@ func TestNumbers(t *testing.T) {
 		{"operations.md", "The CA is valid for ten years, a node's certificate for two", "../certs/ca.go", "lifeOfCA   = 10 * 365 * 24 * time.Hour\n\tlifeOfNode = 2 * 365 * 24 * time.Hour"},
 		{"operations.md", "from an hour before they were made", "../certs/ca.go", "backdate = time.Hour"},
 		{"operations.md", "has 1 to 40 lower-case letters", "../cluster/node.go", "has 1 to 40 lower-case letters"},
+		{"operations.md", "`make bench` does every fault five times", "../dev/bench/command.go", "Usage: \"how often each thing is measured\", Value: 5"},
+		{"operations.md", "node is thawed after 60 s", "../dev/bench/command.go", "Usage: \"how long a frozen node stands still\", Value: time.Minute"},
+		{"operations.md", "Consul is away for 30 s", "../dev/bench/faults.go", "withoutConsulFor(Options) time.Duration { return 30 * time.Second }"},
+		{"operations.md", "with a `minority_after` of 5 s", "../dev/bench/minority.go", "minorityAfter = 5 * time.Second"},
+		{"operations.md", "when it has 64 MB of WAL", "../dev/bench/rejoin.go", "repeat('x', 8000)) from generate_series(1, 8000)"},
+		{"operations.md", "when the others have written for 5 s", "../dev/bench/rejoin.go", "awayFor = 5 * time.Second"},
 	} {
 		if !strings.Contains(oneLine(read(t, n.doc)), n.says) {
 			t.Errorf("%s does not say %q any more; take that out of this test, or put it back", n.doc, n.says)

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"os"
@@ -79,16 +78,7 @@ func (g *group) empty(t *testing.T, node string) {
 // underTwo is like underWrites, for what leaves a single node.
 func (g *group) underTwo(t *testing.T, happens func()) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 3*soon)
-	defer cancel()
-	w, err := probe.Open(ctx, probe.Options{Targets: g.targets(), Name: fmt.Sprintf("%s %d", t.Name(), time.Now().UnixNano())})
-	if err != nil {
-		t.Fatal(err)
-	}
-	writing, stop := context.WithCancel(ctx)
-	defer stop()
-	ended := make(chan error, 1)
-	go func() { ended <- w.Run(writing) }()
+	w := g.writes(t)
 	happens()
 	eventually(t, "writes are acknowledged", func() error {
 		if last := w.Last(); time.Since(last.At) > time.Second {
@@ -96,13 +86,8 @@ func (g *group) underTwo(t *testing.T, happens func()) {
 		}
 		return nil
 	})
-	stop()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
-	last := w.Last().Node
-	i := slices.IndexFunc(g.targets(), func(to probe.Target) bool { return to.Node == last })
-	findings, err := probe.Verify(ctx, w.Journal(), g.targets()[i])
+	j := w.end(t)
+	findings, err := probe.Verify(t.Context(), j, g.targets(w.Last().Node)[0])
 	if err != nil || len(findings) != 1 || !findings[0].Sound() {
 		t.Errorf("%+v, %v", findings, err)
 	}

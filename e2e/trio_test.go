@@ -47,6 +47,7 @@ func TestTrio(t *testing.T) {
 		{"status over HTTP", statusHTTP},
 		{"set-active refuses", setActiveRefuses},
 		{"set-active under writes", setActive},
+		{"a drill", drilled},
 		{"a daemon dies", daemonsDie},
 		{"files", files},
 		{"PostgreSQL of the active dies", postgresDies},

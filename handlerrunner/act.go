@@ -53,6 +53,7 @@ func (h *Handler) act(ctx context.Context, a cluster.Action, o cluster.Observati
 	case cluster.OpenReads:
 		return h.Postgres.Gate(try, true)
 	case cluster.Shut:
+		h.setUpstream(0) // to follow again opens the gate
 		return h.Postgres.Gate(try, false)
 	case cluster.Fence:
 		return h.fence(try, fenceWithin)
@@ -88,6 +89,11 @@ func (h *Handler) eachUnit(ctx context.Context, units []string, run bool) error 
 	var failed []error
 	for _, u := range units {
 		running, err := h.Units.Running(ctx, u)
+		h.mu.Lock()
+		if run && running == cluster.No && h.units[u] == cluster.Yes {
+			h.faltered[u] = time.Now()
+		}
+		h.mu.Unlock()
 		if err == nil && running != cluster.TriOf(run) {
 			if run {
 				err = h.Units.Start(ctx, u)
@@ -177,15 +183,13 @@ func (h *Handler) mayFollow(ctx context.Context, v cluster.View) (bool, error) {
 			return false, nil
 		}
 	}
-	switch {
-	case !l.Ready:
-		return true, h.embark(db.Position.Timeline+1, l)
-	case d.Side != nil: // what it takes from now on is the cluster's again
-		return true, h.embark(max(l.Timeline, db.Position.Timeline+1), l)
-	case v.SyncMode() == cluster.Async:
-		return true, h.embark(l.Timeline, l)
+	if d.Side != nil && d.Side.Leader == h.Node {
+		return false, nil // it claims, or it is mended
 	}
-	return true, h.clearLines()
+	if l.Ready && v.SyncMode() != cluster.Async && d.Side == nil {
+		return true, h.clearLines()
+	}
+	return true, h.embark(l)
 }
 
 // rejoin mends the data directory from the active: by rewinding it where it has
@@ -210,10 +214,10 @@ func (h *Handler) rejoin(ctx context.Context) error {
 		}
 	}
 	if clone {
-		h.Journal.Write("clone", view.Leader.Epoch, fmt.Sprintf("%s is cloned from %s", h.Node, source.Name), nil)
+		h.Journal.Write(cluster.EventClone, view.Leader.Epoch, fmt.Sprintf("%s is cloned from %s", h.Node, source.Name), nil)
 		err = h.Directory.Clone(ctx, source, func(s string) { h.Log.Info("clone", "progress", s) })
 	} else {
-		h.Journal.Write("rewind", view.Leader.Epoch, fmt.Sprintf("%s is rewound to %s", h.Node, source.Name), nil)
+		h.Journal.Write(cluster.EventRewind, view.Leader.Epoch, fmt.Sprintf("%s is rewound to %s", h.Node, source.Name), nil)
 		h.rewound = view.Leader.Epoch
 		err = h.Directory.Rewind(ctx, source)
 	}

@@ -15,14 +15,20 @@ const (
 	answerWithin = 300 * time.Millisecond
 	askWithin    = 2 * time.Second
 	retryAfter   = 200 * time.Millisecond
+	// settleWithin is how long an election waits for a node that has served a
+	// part of the cluster and has not stopped yet.
+	settleWithin = 10 * time.Second
+	// steadyAfter is how long a unit that has failed must run again.
+	steadyAfter = 5 * time.Second
 )
 
 // Detach answers an election: it promises to take no WAL of an epoch before the
 // given one, ends the reception of WAL, and tells how far this node has come.
 // The election has seen the leader key free at the index seen, and can name
 // nobody once that key has changed. While this node is active and its lease is
-// valid it refuses. A runner promises nothing.
-func (h *Handler) Detach(ctx context.Context, epoch cluster.Epoch, seen uint64) (cluster.Answer, error) {
+// valid it refuses, and while it stands by an active node other than by, which
+// asks. A runner promises nothing.
+func (h *Handler) Detach(ctx context.Context, by string, epoch cluster.Epoch, seen uint64) (cluster.Answer, error) {
 	if h.Kind == cluster.Runner {
 		return cluster.Answer{}, fmt.Errorf("detach %s: %w", h.Node, errNoDatabase)
 	}
@@ -31,11 +37,11 @@ func (h *Handler) Detach(ctx context.Context, epoch cluster.Epoch, seen uint64) 
 	if valid, held := h.tenure.valid(time.Now()); valid {
 		return cluster.Answer{}, fmt.Errorf("%s is active and holds the lease of epoch %d", h.Node, held)
 	}
-	if h.stands() {
-		return cluster.Answer{}, fmt.Errorf("%s stands by the active node, which Consul did not hear", h.Node)
+	if active := h.standsBy(); active != "" && active != by {
+		return cluster.Answer{}, fmt.Errorf("%s stands by the active node, %s, which Consul did not hear", h.Node, active)
 	}
-	if h.serves() {
-		return cluster.Answer{}, fmt.Errorf("%s serves a part of the cluster that was cut off, and does not know yet that it is whole", h.Node)
+	if side := h.unsettled(); side != nil {
+		return cluster.Answer{Node: h.Node, Side: side, Serving: true}, nil
 	}
 	if follows := h.followedEpoch(); follows >= epoch {
 		return cluster.Answer{}, fmt.Errorf("%s follows the active of epoch %d already", h.Node, follows)
@@ -53,6 +59,18 @@ func (h *Handler) Detach(ctx context.Context, epoch cluster.Epoch, seen uint64) 
 	return h.answer(ctx, promise)
 }
 
+// unsettled is the part that this node serves, or has served until now: its server
+// is no standby yet. Otherwise it is nil.
+func (h *Handler) unsettled() *cluster.Side {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	d := h.durable
+	if d.Side == nil || d.Side.Leader != h.Node || d.Lost || d.State != cluster.ActiveMinority && h.db.Running == cluster.Yes && h.db.Primary == cluster.No {
+		return nil
+	}
+	return d.Side
+}
+
 // promise writes down that no WAL of an epoch before the given one is taken, and
 // returns the epoch that is promised now. The caller holds moving.
 func (h *Handler) promise(epoch cluster.Epoch, seen uint64) (cluster.Epoch, error) {
@@ -60,15 +78,12 @@ func (h *Handler) promise(epoch cluster.Epoch, seen uint64) (cluster.Epoch, erro
 	before := h.durable
 	h.durable.Promise = max(before.Promise, epoch)
 	h.durable.PromiseAt = max(before.PromiseAt, seen)
-	now := h.durable
+	now, unkept := h.durable, h.unkept
 	h.mu.Unlock()
-	if now.Promise == before.Promise && now.PromiseAt == before.PromiseAt {
+	if now.Promise == before.Promise && now.PromiseAt == before.PromiseAt && !unkept {
 		return now.Promise, nil
 	}
 	if err := h.keep(); err != nil {
-		h.mu.Lock() // what is not on disk is not promised, when it is asked for again either
-		h.durable.Promise, h.durable.PromiseAt = before.Promise, before.PromiseAt
-		h.mu.Unlock()
 		return 0, fmt.Errorf("keep the promise for epoch %d: %w", epoch, err)
 	}
 	return now.Promise, nil
@@ -102,9 +117,7 @@ func (h *Handler) answer(ctx context.Context, promise cluster.Epoch) (cluster.An
 		return a, fmt.Errorf("detach for epoch %d: %w", promise, err)
 	}
 	a.Position = pos
-	if on := d.on(pos.Timeline); len(on) > 0 {
-		a.Line = on[len(on)-1]
-	}
+	a.Line = d.line(pos.Timeline)
 	if a.History, err = h.Replication.History(ctx, pos.Timeline); err != nil {
 		return a, fmt.Errorf("detach for epoch %d: %w", promise, err)
 	}
@@ -127,9 +140,27 @@ func (h *Handler) problem(ctx context.Context) string {
 // idle tells which of the units that run on every node does not.
 func (h *Handler) idle(ctx context.Context) string {
 	for _, u := range h.AlwaysUnits {
-		if running, err := h.Units.Running(ctx, u); err != nil || running != cluster.Yes {
-			return fmt.Sprintf("its unit %s does not run", u)
+		running, err := h.Units.Running(ctx, u)
+		if err != nil {
+			running = cluster.Unknown
 		}
+		if p := h.ails(u, running); p != "" {
+			return p
+		}
+	}
+	return ""
+}
+
+// ails tells what is wrong with a unit. One that is started again and again runs
+// at times, which is nothing to rely on.
+func (h *Handler) ails(unit string, running cluster.Tri) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case running != cluster.Yes:
+		return fmt.Sprintf("its unit %s does not run", unit)
+	case time.Since(h.faltered[unit]) < steadyAfter:
+		return fmt.Sprintf("its unit %s has failed less than %s ago", unit, steadyAfter)
 	}
 	return ""
 }
@@ -176,7 +207,8 @@ func (h *Handler) nextEpoch(view cluster.View) cluster.Epoch {
 // ballot holds the election and writes its result. Answers that b has already
 // are kept.
 func (h *Handler) ballot(ctx context.Context, b cluster.Ballot, began time.Time) error {
-	b.Answers = append(b.Answers, h.ask(ctx, b)...)
+	answers, silent := h.ask(b)
+	b.Answers = h.await(append(b.Answers, answers...))
 	h.weigh(ctx, b.View, b.Answers)
 	out := cluster.Elect(b)
 	asked := time.Since(began)
@@ -195,21 +227,38 @@ func (h *Handler) ballot(ctx context.Context, b cluster.Ballot, began time.Time)
 	}
 	if ok {
 		h.Log.Info("elected", "winner", out.Winner, "epoch", b.Epoch, "reason", out.Reason, "asked", asked, "took", time.Since(began))
-		h.Journal.Write("elected", b.Epoch, fmt.Sprintf("%s is to be active: %s", out.Winner, out.Reason), map[string]any{
-			"from": b.View.NextMaster.Node, "winner": out.Winner, "passed": out.Passed, "answers": b.Answers,
-			"detected": began, "asked_ms": asked.Milliseconds(),
+		h.Journal.Write(cluster.EventElected, b.Epoch, fmt.Sprintf("%s is to be active: %s", out.Winner, out.Reason), cluster.Election{
+			From: b.View.NextMaster.Node, Winner: out.Winner, Passed: out.Passed, Answers: b.Answers, Silent: silent,
+			Detected: began, AskedMs: asked.Milliseconds(),
 		})
 	}
 	return nil
 }
 
-// ask collects the answers of all managers that b lacks. It returns when all
-// have answered or failed; or, once the answers are enough, when only the node
-// that was active is missing, which is most likely dead and whose unacknowledged
-// WAL nobody needs, or when answerWithin has passed.
-func (h *Handler) ask(ctx context.Context, b cluster.Ballot) []cluster.Answer {
-	ctx, cancel := context.WithTimeout(ctx, askWithin)
-	defer cancel()
+// await returns the answers to go by: for a while also those of nodes that still
+// serve a part, which nobody is elected without.
+func (h *Handler) await(answers []cluster.Answer) []cluster.Answer {
+	settled := cluster.Settled(answers)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch now := time.Now(); {
+	case len(settled) == len(answers):
+		h.awaited = time.Time{}
+	case h.awaited.IsZero():
+		h.awaited = now
+	case now.Sub(h.awaited) > settleWithin:
+		return settled
+	}
+	return answers
+}
+
+// ask collects the answers of all managers that b lacks, and names those that
+// gave none. It returns when all have answered or failed; or, once the answers are
+// enough, when only the node that was active is missing, which is most likely dead
+// and whose unacknowledged WAL nobody needs, or when answerWithin has passed. Who
+// has not answered by then is still asked: if it is open, it learns so that it is
+// not to be.
+func (h *Handler) ask(b cluster.Ballot) (answers []cluster.Answer, silent []cluster.Passed) {
 	var asked []string
 	for _, name := range b.View.Managers() {
 		if !slices.ContainsFunc(b.Answers, func(a cluster.Answer) bool { return a.Node == name }) {
@@ -218,20 +267,23 @@ func (h *Handler) ask(ctx context.Context, b cluster.Ballot) []cluster.Answer {
 	}
 	replies := make(chan reply, len(asked))
 	for _, name := range asked {
-		go func() {
-			a, ok := h.askOne(ctx, b.View.Nodes[name], b)
-			replies <- reply{a, name, ok}
-		}()
+		h.aside.Go(func() {
+			ctx, cancel := context.WithTimeout(h.living, askWithin)
+			defer cancel()
+			a, err := h.askOne(ctx, b.View.Nodes[name], b)
+			replies <- reply{a, name, err}
+		})
 	}
 	patience := time.NewTimer(answerWithin)
 	defer patience.Stop()
-	var answers []cluster.Answer
 	missing := slices.Clone(asked)
 	for late := false; len(missing) > 0; {
 		select {
 		case r := <-replies:
 			missing = slices.DeleteFunc(missing, func(n string) bool { return n == r.from })
-			if r.ok {
+			if r.err != nil {
+				silent = append(silent, cluster.Passed{Node: r.from, Reason: r.err.Error()})
+			} else {
 				answers = append(answers, r.Answer)
 			}
 		case <-patience.C:
@@ -244,29 +296,32 @@ func (h *Handler) ask(ctx context.Context, b cluster.Ballot) []cluster.Answer {
 			break
 		}
 	}
-	return answers
+	for _, name := range missing {
+		silent = append(silent, cluster.Passed{Node: name, Reason: "it had not answered when the answers were enough"})
+	}
+	return answers, silent
 }
 
 // reply is what came of asking one node.
 type reply struct {
 	cluster.Answer
 	from string
-	ok   bool
+	err  error
 }
 
-// askOne returns the answer of one node, if it gave one.
-func (h *Handler) askOne(ctx context.Context, node cluster.Node, b cluster.Ballot) (cluster.Answer, bool) {
+// askOne returns the answer of one node.
+func (h *Handler) askOne(ctx context.Context, node cluster.Node, b cluster.Ballot) (cluster.Answer, error) {
 	var a cluster.Answer
 	var err error
 	if node.Name == h.Node {
-		a, err = h.Detach(ctx, b.Epoch, b.View.LeaderIndex)
+		a, err = h.Detach(ctx, h.Node, b.Epoch, b.View.LeaderIndex)
 	} else {
 		a, err = h.Peers.Detach(ctx, node, b.Epoch, b.View.LeaderIndex)
 	}
 	if err != nil {
 		h.Log.Info("no answer", "node", node.Name, "epoch", b.Epoch, "error", err)
 	}
-	return a, err == nil
+	return a, err
 }
 
 // elected ends a round of electing. One that named nobody is repeated soon.

@@ -51,11 +51,11 @@ func (h *Handler) consider(ctx context.Context, view cluster.View, preferred str
 	if !due {
 		return next
 	}
-	h.Journal.Write("failback", view.NextMaster.Epoch,
-		fmt.Sprintf("%s is the preferred primary and has been well for %s", preferred, next.Wait(settle)), nil)
+	why := fmt.Sprintf("%s is the preferred primary and has been well for %s", preferred, next.Wait(settle))
+	h.Journal.Write(cluster.EventFailback, view.NextMaster.Epoch, why, nil)
 	try, cancel := context.WithTimeout(ctx, bringWithin)
 	defer cancel()
-	if err := h.HandOver(try, preferred); err != nil {
+	if err := h.HandOver(try, preferred, why); err != nil {
 		next = next.Failed()
 		h.Log.Warn("the preferred primary does not come back", "node", preferred, "error", err, "next_try_after", next.Wait(settle))
 		return next

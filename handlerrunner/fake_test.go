@@ -96,6 +96,20 @@ func (r *registry) checks() {
 	}
 }
 
+// failing is what the health checks say.
+func (h *host) failing(ctx context.Context, node string) (map[string]string, error) {
+	r, err := (&fakeStore{h}).reach(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer h.w.mu.Unlock()
+	fails := map[string]string{}
+	if o := r.w.hosts[node]; o.speaks() && !o.pg.running {
+		fails[string(cluster.CheckAnswer)] = "connection refused"
+	}
+	return fails, nil
+}
+
 // fakeStore is the registry as one host reaches it.
 type fakeStore struct{ h *host }
 
@@ -279,6 +293,9 @@ func (l *fakeLease) Release(ctx context.Context) error {
 		return err
 	}
 	defer l.h.w.mu.Unlock()
+	if l.h.pg.running && l.h.pg.primary {
+		l.h.w.fault("%s gives the lock back before its primary has stopped", l.h.name)
+	}
 	r.view.Leader.Ready = false
 	r.drop(l.id)
 	return nil

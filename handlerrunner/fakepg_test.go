@@ -57,7 +57,8 @@ type fakePG struct {
 
 	disk string // what is wrong with it
 
-	failRewinds, failClones int           // so many of the next ones fail
+	failRewinds, failClones int // so many of the next ones fail
+	wasteRewinds            int
 	hangs                   bool          // a fast shutdown does not end
 	checkpoints             time.Duration // how long one takes
 	failPromotes            int
@@ -158,7 +159,6 @@ func (p *fakePG) stop(clean bool) {
 	}
 	p.h.w.flow()
 	p.running, p.primary, p.pending, p.sealed = false, false, nil, clean
-	p.gate = false
 	p.closeStreams()
 	p.h.w.flow()
 }
@@ -256,7 +256,12 @@ func (p *fakePG) checkpoint(ctx context.Context) error {
 	return nil
 }
 
-func (p *fakePG) Detach(context.Context) (cluster.Position, error) {
+func (p *fakePG) Detach(ctx context.Context) (cluster.Position, error) {
+	if p.h.isolated { // the receiver waits for its upstream
+		if err := p.h.pause(ctx, 50*time.Millisecond); err != nil {
+			return cluster.Position{}, err
+		}
+	}
 	p.h.w.mu.Lock()
 	defer p.h.w.mu.Unlock()
 	if p.running && p.primary {
@@ -379,6 +384,10 @@ func (p *fakePG) rewound(source cluster.Node) error {
 	case p.failRewinds > 0:
 		p.failRewinds--
 		return errors.New("rewind failed half way")
+	case p.wasteRewinds > 0:
+		p.wasteRewinds--
+		p.complete = true
+		return nil
 	case p.timeline == from.timeline:
 		return errors.New("nothing to rewind in a directory that has diverged")
 	}

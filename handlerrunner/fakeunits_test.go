@@ -16,6 +16,7 @@ type fakeUnits struct {
 	h     *host
 	up    map[string]bool
 	stuck map[string]bool // can be neither started nor stopped
+	flaps map[string]bool // runs for 0.4 s whenever it is started
 }
 
 func (u *fakeUnits) set(unit string, run bool) {
@@ -43,6 +44,13 @@ func (u *fakeUnits) Start(ctx context.Context, unit string) error {
 		return nil
 	}
 	u.set(unit, true)
+	if u.flaps[unit] {
+		time.AfterFunc(400*time.Millisecond, func() {
+			u.h.w.mu.Lock()
+			defer u.h.w.mu.Unlock()
+			u.up[unit] = false
+		})
+	}
 	return nil
 }
 

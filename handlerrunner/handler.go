@@ -35,6 +35,8 @@ type Options struct {
 	Files   func() cluster.FilesReport
 	Storage func() cluster.StorageReport // check-runner's, empty when it is old
 	Depart  func(context.Context) error  // leave Consul for good; may be repeated
+	// Failing reads which health checks of a node fail, and what they say.
+	Failing func(ctx context.Context, node string) (map[string]string, error)
 
 	// Hold tells the guard of this process, which ends PostgreSQL should the
 	// process freeze or die, until when it may be open; the zero time: nothing
@@ -66,8 +68,8 @@ type durable struct {
 	Paused    bool          `json:"paused"`  // the latest word on it that was heard
 
 	// Lines are the timelines of promotions, here or on a node that was
-	// followed, that other nodes may know nothing of: see line. Oldest first.
-	Lines []line `json:"lines,omitempty"`
+	// followed, that other nodes may know nothing of: see doubled. Oldest first.
+	Lines []cluster.Line `json:"lines,omitempty"`
 
 	// Opened are the timelines that this node has opened as the cluster's
 	// active node, the latest last, since its directory was mended: what it
@@ -90,6 +92,9 @@ type Handler struct {
 	job    job
 	wakeup chan struct{}
 	orders chan order
+	aside  sync.WaitGroup // what goes on beside the driver
+
+	living context.Context // of Run
 
 	// moving is held while the durable state or the upstream of PostgreSQL
 	// changes, so that a promise and a reconnection cannot cross.
@@ -97,6 +102,7 @@ type Handler struct {
 
 	mu       sync.Mutex // guards what follows
 	durable  durable
+	unkept   bool // the disk has refused durable as it is
 	view     cluster.View
 	fresh    cluster.Tri
 	seen     time.Time // when who is named, or whether the lock is held, last changed
@@ -104,14 +110,18 @@ type Handler struct {
 	since    time.Time
 	reason   string
 	units    map[string]cluster.Tri
-	attempt  cluster.Tri   // of the promotion under way
-	chosen   cluster.Tri   // to serve the part that is cut off
-	resting  time.Time     // no new job before
-	followed cluster.Epoch // for which Follow was last done
-	tip      tip           // of the active, asked once per epoch
-	departed bool          // Depart was done
-	retiring bool          // the host goes down
-	vouches  time.Time     // until then this node does not detach from its active
+	faltered map[string]time.Time // when a unit that was to run had ended
+	attempt  cluster.Tri          // of the promotion under way
+	chosen   cluster.Tri          // to serve the part that is cut off
+	resting  time.Time            // no new job before
+	followed cluster.Epoch        // for which Follow was last done
+	tip      tip                  // of the active, asked once per epoch
+	departed bool                 // Depart was done
+	retiring bool                 // the host goes down
+	awaited  time.Time            // since when elections wait for a node that serves a part
+	vouches  time.Time            // until then this node does not detach from vouchedFor
+
+	vouchedFor string
 
 	// The driver's own:
 	strayed  time.Time     // since when the standby does not stream
@@ -120,6 +130,7 @@ type Handler struct {
 	changed  cluster.LSN   // position after the quorum in effect was set
 	advanced time.Time     // when Divergence was last advanced
 	rewound  cluster.Epoch // for which a rewind was tried; the rejoin job's own
+	told     told
 }
 
 // New reads the durable state and returns a handler that Run drives.
@@ -127,8 +138,8 @@ func New(o Options) (*Handler, error) {
 	if o.Kind == cluster.Runner {
 		o.Postgres, o.Replication, o.Directory, o.PostgresUnit = noDatabase{}, noDatabase{}, noDatabase{}, ""
 	}
-	h := &Handler{Options: o, wakeup: make(chan struct{}, 1), orders: make(chan order, 1), moving: make(latch, 1), units: map[string]cluster.Tri{}, roster: roster{}}
-	h.tenure.log, h.tenure.wake, h.tenure.vouched, h.tenure.hold = o.Log, h.wake, h.vouched, h.hold
+	h := &Handler{Options: o, wakeup: make(chan struct{}, 1), orders: make(chan order, 1), moving: make(latch, 1), units: map[string]cluster.Tri{}, faltered: map[string]time.Time{}, roster: roster{}}
+	h.tenure.log, h.tenure.wake, h.tenure.vouched, h.tenure.hold, h.tenure.retake = o.Log, h.wake, h.vouched, h.hold, h.relock
 	d, err := statefile.Read[durable](o.State)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -150,11 +161,11 @@ func New(o Options) (*Handler, error) {
 // lock as they are: the next run takes them up.
 func (h *Handler) Run(ctx context.Context) error {
 	h.resume(ctx)
-	var aside sync.WaitGroup
-	defer aside.Wait()
+	defer h.aside.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	aside.Go(func() { h.bringBack(ctx) })
+	h.living = ctx
+	h.aside.Go(func() { h.bringBack(ctx) })
 	watching := make(chan error, 1)
 	go func() { watching <- h.Store.Watch(ctx, h.see) }()
 	ticker := time.NewTicker(tick)
@@ -262,6 +273,7 @@ func (h *Handler) step(ctx context.Context) {
 	h.hearPause()
 	h.confirm()
 	o := h.observe(ctx)
+	h.tell(ctx, o)
 	d := cluster.Decide(o)
 	if d.To != o.State {
 		h.job.cancel()
@@ -317,8 +329,8 @@ func (h *Handler) enter(d cluster.Decision) {
 		// had the lock may as well have been a standby's.
 		h.keep()
 	}
-	h.Log.Info("state", "from", string(from), "to", string(d.To), "reason", d.Reason, "epoch", epoch)
-	h.Journal.Write("state", epoch, fmt.Sprintf("%s is %s: %s", h.Node, d.To, d.Reason), map[string]any{"from": from, "to": d.To})
+	h.Log.Info("state", "from", string(from), "to", string(d.To), "reason", d.Reason, "detail", d.Detail, "epoch", epoch)
+	h.Journal.Write(cluster.EventState, epoch, fmt.Sprintf("%s is %s: %s", h.Node, d.To, d.Reason), cluster.StateChange{From: from, To: d.To, Detail: d.Detail})
 }
 
 // keep makes the durable state durable. The caller holds moving. Where the disk
@@ -329,6 +341,9 @@ func (h *Handler) keep() error {
 	d := h.durable
 	h.mu.Unlock()
 	err := statefile.Keep(h.State, d)
+	h.mu.Lock()
+	h.unkept = err != nil
+	h.mu.Unlock()
 	if err != nil {
 		h.Log.Error("state not written", "error", err)
 	}

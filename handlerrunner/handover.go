@@ -13,16 +13,23 @@ import (
 // order asks the driver of an active node to hand over.
 type order struct {
 	target string          // empty: the best standby
+	why    string          // for the history
 	claim  *claimed        // the target has served a part, and its database goes on
+	forced bool            // this node is to be active, whatever it lacks
 	asked  context.Context // of whoever waits for it
 	done   chan error
 }
 
+// MayHandOver returns the reason for which HandOver to target would be refused.
+func (h *Handler) MayHandOver(ctx context.Context, target string) error {
+	return h.mayHandOver(ctx, order{target: target})
+}
+
 // HandOver gives activity to target, or where that is empty to the best standby.
 // It returns when that one has been named, or with the reason why it was not. It
-// is refused on a node that is not active.
-func (h *Handler) HandOver(ctx context.Context, target string) error {
-	if err := h.mayHandOver(ctx, order{target: target}); err != nil {
+// is refused on a node that is not active. The history says why it was done.
+func (h *Handler) HandOver(ctx context.Context, target, why string) error {
+	if err := h.MayHandOver(ctx, target); err != nil {
 		return err
 	}
 	// A checkpoint while clients still write leaves little for the one at
@@ -31,7 +38,26 @@ func (h *Handler) HandOver(ctx context.Context, target string) error {
 	if err := h.Checkpoint(ctx); err != nil {
 		return fmt.Errorf("hand over: %w", err)
 	}
-	return h.order(ctx, order{target: target})
+	return h.order(ctx, order{target: target, why: why})
+}
+
+// Force makes this node the active one although acknowledged commits may be
+// missing here: an operator knows that the nodes which hold them are lost. It is
+// refused while a node is active. What it names is confirmed by promotion as ever.
+func (h *Handler) Force(ctx context.Context) error {
+	return h.order(ctx, order{target: h.Node, forced: true})
+}
+
+func (h *Handler) force(ctx context.Context) error {
+	began := time.Now()
+	view, err := h.Store.View(ctx)
+	if err != nil {
+		return fmt.Errorf("force: %w", err)
+	}
+	if view.Leader.Held {
+		return fmt.Errorf("force: %s holds the leader lock", view.Leader.Node)
+	}
+	return h.ballot(ctx, cluster.Ballot{View: view, Epoch: h.nextEpoch(view), Target: h.Node, Forced: true}, began)
 }
 
 // order has the driver hand over.
@@ -56,14 +82,21 @@ func (h *Handler) order(ctx context.Context, o order) error {
 // prefers the target among equals. The leader key says so meanwhile, and no
 // standby begins an election of its own.
 func (h *Handler) handOver(ctx context.Context, o order) error {
+	if o.forced {
+		return h.force(ctx)
+	}
 	if err := h.mayHandOver(ctx, o); err != nil {
 		return err
 	}
 	view, d, db := h.snapshot()
 	began := time.Now()
-	h.Journal.Write("handover", view.NextMaster.Epoch, fmt.Sprintf("%s hands over to %s", h.Node, cmp.Or(o.target, "the best standby")), nil)
+	h.Journal.Write(cluster.EventHandOver, view.NextMaster.Epoch, fmt.Sprintf("%s hands over to %s", h.Node, cmp.Or(o.target, "the best standby")),
+		cluster.HandOver{To: o.target, Why: o.why})
 	// The lock falls with the checks of the server that is about to stop.
-	if err := h.tenure.held().Update(ctx, cluster.Leader{Node: h.Node, Epoch: d.Tried, Timeline: db.Position.Timeline, Yields: true, Knows: view.Leader.Knows}); err != nil {
+	// Whose lease runs out while it waits for an answer must not wait on.
+	try, cancel := context.WithTimeout(ctx, leaseTTL)
+	defer cancel()
+	if err := h.tenure.held().Update(try, cluster.Leader{Node: h.Node, Epoch: d.Tried, Timeline: db.Position.Timeline, Yields: true, Lines: view.Leader.Lines}); err != nil {
 		return fmt.Errorf("hand over: %w", err)
 	}
 	if err := h.eachUnit(ctx, h.LeaderUnits, false); err != nil {
@@ -103,7 +136,7 @@ func (h *Handler) closing(ctx context.Context, o order) error {
 	if err := h.Postgres.Gate(ctx, false); err != nil {
 		return err
 	}
-	kept := h.yields(ctx, o.claim.Answer, o.claim.upTo)
+	_, kept := h.yields(ctx, o.claim.Answer, o.claim.upTo)
 	if kept == nil {
 		return nil
 	}
@@ -115,6 +148,7 @@ func (h *Handler) closing(ctx context.Context, o order) error {
 	if err := h.tenure.held().Update(ctx, again); err != nil {
 		return err
 	}
+	h.Journal.Write(cluster.EventHeal, d.Tried, fmt.Sprintf("%s stays active: %v", h.Node, kept), nil)
 	return kept
 }
 

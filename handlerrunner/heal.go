@@ -73,7 +73,7 @@ func (h *Handler) claim(ctx context.Context) error {
 	if !errors.Is(err, ErrKept) {
 		return err
 	}
-	h.Journal.Write("heal", view.Leader.Epoch, fmt.Sprintf("%s gives way to %s: %v", h.Node, view.Leader.Node, err), last)
+	h.Journal.Write(cluster.EventHeal, view.Leader.Epoch, fmt.Sprintf("%s gives way to %s: %v", h.Node, view.Leader.Node, err), last)
 	h.moving.Lock()
 	defer h.moving.Unlock()
 	h.mu.Lock()
@@ -99,11 +99,12 @@ func (h *Handler) Claim(ctx context.Context, a cluster.Answer) error {
 	if a.Side == nil || a.Last == nil {
 		return errors.New("a claim tells where its part was cut off and when it was last written")
 	}
-	if err := h.yields(ctx, a, a.Side.Fork.LSN); err != nil {
+	why, err := h.yields(ctx, a, a.Side.Fork.LSN)
+	if err != nil {
 		return err
 	}
 	_, _, db := h.snapshot()
-	return h.order(ctx, order{target: a.Node, claim: &claimed{a, db.Position.LSN}})
+	return h.order(ctx, order{target: a.Node, why: "the database that " + a.Node + " has served goes on: " + why, claim: &claimed{a, db.Position.LSN}})
 }
 
 // claimed is a claim that was found right, by what had been written here up to
@@ -113,9 +114,9 @@ type claimed struct {
 	upTo cluster.LSN
 }
 
-// yields returns nil if the claimant's database goes on, by what was written
-// here after an LSN.
-func (h *Handler) yields(ctx context.Context, a cluster.Answer, after cluster.LSN) error {
+// yields says why the claimant's database goes on, by what was written here after
+// an LSN. The error wraps ErrKept where it does not.
+func (h *Handler) yields(ctx context.Context, a cluster.Answer, after cluster.LSN) (why string, err error) {
 	view, _, _ := h.snapshot()
 	own := cluster.Answer{Node: h.Node}
 	if last, err := h.LastWrite(ctx, after); err == nil {
@@ -125,10 +126,10 @@ func (h *Handler) yields(ctx context.Context, a cluster.Answer, after cluster.LS
 	}
 	wins, reason := cluster.SideWins(cluster.HealMode(view.Options("").Get("heal")), own, a)
 	if !wins {
-		return fmt.Errorf("%w: %s", ErrKept, reason)
+		return "", fmt.Errorf("%w: %s", ErrKept, reason)
 	}
 	h.Log.Info("heal", "to", a.Node, "reason", reason)
-	return nil
+	return reason, nil
 }
 
 // preserve exports what this node wrote beyond the line of the active, before it

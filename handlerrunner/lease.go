@@ -31,9 +31,12 @@ type tenure struct {
 	// so that no election can succeed for the lifetime of a lease.
 	vouched func(ctx context.Context, epoch cluster.Epoch) bool
 	hold    func(until time.Time) // tells who watches over this process
+	// retake takes the lock again for an epoch, in a new session.
+	retake func(ctx context.Context, epoch cluster.Epoch) (Lease, error)
 
 	mu    sync.Mutex
-	lease Lease
+	lease Lease // the latest; nil when none was begun, or it was given back
+	over  bool  // it is being given back
 	epoch cluster.Epoch
 	until time.Time
 	stop  context.CancelFunc
@@ -45,7 +48,7 @@ type tenure struct {
 func (t *tenure) begin(l Lease, epoch cluster.Epoch, asked time.Time, ttl time.Duration) {
 	ctx, stop := context.WithCancel(context.Background())
 	t.mu.Lock()
-	t.lease, t.epoch, t.stop, t.done = l, epoch, stop, make(chan struct{})
+	t.lease, t.over, t.epoch, t.stop, t.done = l, false, epoch, stop, make(chan struct{})
 	t.until = asked.Add(lifetime(ttl))
 	done := t.done
 	t.hold(t.until)
@@ -64,6 +67,7 @@ func lifetime(ttl time.Duration) time.Duration {
 func (t *tenure) renew(ctx context.Context, l Lease, ttl time.Duration) {
 	tick := time.NewTicker(ttl / renewals)
 	defer tick.Stop()
+	silent := false // Consul was, and those who vouched held the lease
 	for {
 		select {
 		case <-ctx.Done():
@@ -75,21 +79,35 @@ func (t *tenure) renew(ctx context.Context, l Lease, ttl time.Duration) {
 		err := l.Renew(try)
 		cancel()
 		gone := errors.Is(err, ErrSessionGone)
-		if err != nil && !gone && ctx.Err() == nil {
+		switch {
+		case err == nil:
+			silent = false
+		case gone && silent:
+			// Consul is back and has forgotten the session. Nobody can have
+			// been named meanwhile, so the lock is taken again.
+			asked = time.Now()
+			try, cancel := context.WithTimeout(ctx, ttl/2)
+			var again Lease
+			if again, err = t.retake(try, t.epoch); err == nil {
+				l, gone, silent = again, false, false
+			}
+			cancel()
+		case !gone && ctx.Err() == nil:
 			// Consul is silent, which is neither a partition nor a rival.
 			asked = time.Now()
 			try, cancel := context.WithTimeout(ctx, ttl/2)
 			if t.vouched(try, t.epoch) {
-				err = nil
+				err, silent = nil, true
 			}
 			cancel()
 		}
 		t.mu.Lock()
+		t.lease = l
 		switch {
-		case err == nil:
+		case err == nil && !t.over:
 			t.until = asked.Add(lifetime(ttl))
 			t.hold(t.until)
-		case gone:
+		case gone && !silent:
 			t.until = time.Time{}
 		}
 		over := !time.Now().Before(t.until)
@@ -107,7 +125,7 @@ func (t *tenure) renew(ctx context.Context, l Lease, ttl time.Duration) {
 func (t *tenure) valid(now time.Time) (bool, cluster.Epoch) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.lease != nil && now.Before(t.until), t.epoch
+	return t.lease != nil && !t.over && now.Before(t.until), t.epoch
 }
 
 func (t *tenure) held() Lease {
@@ -120,14 +138,18 @@ func (t *tenure) held() Lease {
 // by the session's TTL.
 func (t *tenure) end(ctx context.Context) {
 	t.mu.Lock()
-	l, stop, done := t.lease, t.stop, t.done
-	t.lease, t.until = nil, time.Time{}
+	begun, stop, done := t.lease != nil, t.stop, t.done
+	t.over, t.until = true, time.Time{}
 	t.mu.Unlock()
-	if l == nil {
+	if !begun {
 		return
 	}
 	stop()
 	<-done
+	t.mu.Lock()
+	l := t.lease
+	t.lease = nil
+	t.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, 2*leaseTTL) // then the session has ended by itself
 	defer cancel()
 	if err := l.Release(ctx); err != nil && !errors.Is(err, ErrSessionGone) {

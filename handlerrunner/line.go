@@ -6,57 +6,53 @@ import (
 	"github.com/understudy-ha/understudy/cluster"
 )
 
-// line is a timeline of this node's WAL, from Timeline on, that a promotion for
-// Epoch made, and that a later active may know nothing of: the promotion broke
-// off, or sync_mode is async. That active makes a timeline of the same number,
-// and PostgreSQL cannot tell the two apart. So it is remembered from before the
-// first WAL of it is taken until the node that made it has opened to clients,
-// because then k standbys have some of it and every election knows of it.
-type line struct {
-	Timeline cluster.Timeline `json:"timeline"`
-	Epoch    cluster.Epoch    `json:"epoch"`
-}
+// The durable Lines are timelines of this node's WAL that a later active may know
+// nothing of: their promotion broke off, or sync_mode is async. That active makes
+// a timeline of the same number, and PostgreSQL cannot tell the two apart. So they
+// are remembered from before the first WAL of them is taken until the node that
+// made the last one has opened to clients, because then k standbys have some of it
+// and every election knows of it.
 
 // keptLines bounds the memory in sync_mode async, which confirms no line.
 const keptLines = 16
 
-// on returns the epochs of the lines that WAL which ends on tl is on.
-func (d durable) on(tl cluster.Timeline) (epochs []cluster.Epoch) {
+// on returns the lines that WAL which ends on tl is on, oldest first.
+func (d durable) on(tl cluster.Timeline) (lines []cluster.Line) {
 	for _, l := range d.Lines {
 		if l.Timeline <= tl {
-			epochs = append(epochs, l.Epoch)
+			lines = append(lines, l)
 		}
 	}
-	return epochs
+	return lines
 }
 
-// doubled says that this node's WAL is on a line that the leader knows nothing
-// of, so that its timeline may be another one than the leader's of that number.
+// line is the epoch of the promotion that made the timeline tl of this node's
+// WAL, if another node may know nothing of it. A part's timeline was not made by
+// any, whatever its number.
+func (d durable) line(tl cluster.Timeline) cluster.Epoch {
+	on := d.on(tl)
+	if len(on) == 0 || d.Side != nil && d.Side.Timeline == tl {
+		return 0
+	}
+	return on[len(on)-1].Epoch
+}
+
+// doubled says that this node's WAL is on a line that the leader is not on, so
+// that its timeline may be another one than the leader's of that number.
 func doubled(l cluster.Leader, d durable, db Database) bool {
 	on := d.on(db.Position.Timeline)
 	if len(on) == 0 {
 		return false
 	}
 	last := on[len(on)-1]
-	return last < l.Epoch && !slices.Contains(l.Knows, last)
+	return last.Epoch < l.Epoch && !slices.Contains(l.Lines, last)
 }
 
-// embark writes down that WAL of the leader's promotion is about to be made or
-// taken, from the timeline tl on. The caller holds moving.
-func (h *Handler) embark(tl cluster.Timeline, leader cluster.Leader) error {
+// embark writes down the leader's lines before WAL of them is made or taken. What
+// this node has already is on them, see doubled. The caller holds moving.
+func (h *Handler) embark(l cluster.Leader) error {
 	h.mu.Lock()
-	var lines []line
-	for _, l := range h.durable.Lines { // those that came to nothing are forgotten
-		if l.Timeline < tl && l.Epoch < leader.Epoch {
-			lines = append(lines, l)
-		}
-	}
-	for _, e := range append(slices.Clone(leader.Knows), leader.Epoch) {
-		if !slices.ContainsFunc(lines, func(l line) bool { return l.Epoch == e }) {
-			lines = append(lines, line{tl, e})
-		}
-	}
-	h.durable.Lines = lines[max(0, len(lines)-keptLines):]
+	h.durable.Lines = slices.Clone(l.Lines[max(0, len(l.Lines)-keptLines):])
 	h.mu.Unlock()
 	return h.keep()
 }
@@ -70,7 +66,7 @@ func (h *Handler) confirm() {
 		return
 	}
 	if d.Side != nil {
-		if len(d.on(db.Position.Timeline)) == 0 {
+		if d.line(db.Position.Timeline) == 0 {
 			return // by the line it is known that this node has left its part, once it has
 		}
 		h.mu.Lock()

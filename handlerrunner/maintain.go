@@ -135,7 +135,7 @@ func (h *Handler) reopen(ctx context.Context, o cluster.Observation) error {
 	if l.Ready || !l.Held || l.Node != h.Node || l.Epoch != o.LeaseEpoch || lease == nil {
 		return nil
 	}
-	return lease.Update(ctx, cluster.Leader{Node: h.Node, Epoch: l.Epoch, Ready: true, Timeline: l.Timeline, Knows: l.Knows})
+	return lease.Update(ctx, cluster.Leader{Node: h.Node, Epoch: l.Epoch, Ready: true, Timeline: l.Timeline, Lines: l.Lines})
 }
 
 // caughtUp says whether k of the wanted members hold everything from before the

@@ -18,7 +18,7 @@ func (h *Handler) Rally(ctx context.Context) (cluster.Answer, error) {
 	h.moving.Lock()
 	defer h.moving.Unlock()
 	a := cluster.Answer{Node: h.Node, Verdict: h.Verdict().Verdict}
-	if valid, _ := h.tenure.valid(time.Now()); valid || h.stands() {
+	if valid, _ := h.tenure.valid(time.Now()); valid || h.standsBy() != "" {
 		a.Verdict = cluster.Majority // the lease is held with those who vouch
 		return a, nil
 	}
@@ -158,12 +158,14 @@ func (h *Handler) followPart(ctx context.Context, view cluster.View, answers []c
 	h.mu.Lock()
 	streams := h.db.Streaming
 	h.mu.Unlock()
-	if !there.Serving || streams || !there.History.Leads(there.Position.Timeline, own.Position, own.History) {
+	if !there.Serving || there.Side == nil || streams || !there.History.Leads(there.Position.Timeline, own.Position, own.History) {
 		return nil
 	}
 	h.moving.Lock()
 	defer h.moving.Unlock()
-	if err := h.keepSide(there.Side); err != nil {
+	side := *there.Side
+	side.Timeline = there.Position.Timeline
+	if err := h.keepSide(&side); err != nil {
 		return err
 	}
 	if err := h.Replication.Follow(ctx, view.Nodes[leader]); err != nil {
@@ -190,16 +192,18 @@ func (h *Handler) keepSide(s *cluster.Side) error {
 // that node.
 func (h *Handler) reunite(o cluster.Observation, db Database) {
 	l := o.View.Leader
-	if o.Fresh != cluster.Yes || !l.Held || !l.Ready {
-		return
-	}
-	follows := db.Streaming && h.upstreamIs(l.Epoch) && db.Upstream == o.View.Nodes[l.Node].Address
-	leads := l.Node == h.Node && o.Lease == cluster.Yes && o.LeaseEpoch == l.Epoch
-	if follows || leads {
+	leads := l.Held && l.Ready && l.Node == h.Node && o.Fresh == cluster.Yes && o.Lease == cluster.Yes && o.LeaseEpoch == l.Epoch
+	if leads || h.attached(o, db) {
 		h.moving.Lock()
 		defer h.moving.Unlock()
 		_ = h.keepSide(nil) // keep has logged an error, and the next round tries again
 	}
+}
+
+// attached says that this node streams from the cluster's active node.
+func (h *Handler) attached(o cluster.Observation, db Database) bool {
+	l := o.View.Leader
+	return db.Streaming && o.Fresh == cluster.Yes && l.Held && l.Ready && h.upstreamIs(l.Epoch) && db.Upstream == o.View.Nodes[l.Node].Address
 }
 
 func (h *Handler) rallied(err error) {
@@ -225,7 +229,10 @@ func (h *Handler) serve(ctx context.Context) error {
 		return fmt.Errorf("serve the minority: %w", err)
 	}
 	if db.Primary == cluster.No { // else this daemon was restarted while it served
-		side := cluster.Side{Leader: h.Node, Epoch: view.NextMaster.Epoch, Fork: db.Position, Since: time.Now()}
+		side := cluster.Side{Leader: h.Node, Epoch: view.NextMaster.Epoch, Since: time.Now()}
+		if side.Fork, err = h.detach(ctx); err != nil {
+			return fmt.Errorf("serve the minority: %w", err)
+		}
 		if d.Side != nil {
 			side.Fork = d.Side.Fork // nothing of the cluster's came since
 		}
@@ -238,12 +245,21 @@ func (h *Handler) serve(ctx context.Context) error {
 		return fmt.Errorf("serve the minority: %w", err)
 	}
 	h.promoted(nil)
-	h.Journal.Write("minority", view.NextMaster.Epoch,
+	h.Journal.Write(cluster.EventMinority, view.NextMaster.Epoch,
 		fmt.Sprintf("%s serves the minority: what is written there is at risk until the cluster is whole", h.Node), h.Verdict())
 	if err := h.Checkpoint(ctx); err != nil { // see trap 19 in promote
 		h.Log.Warn("no checkpoint after the promotion", "error", err)
 	}
 	return nil
+}
+
+// detach ends the reception of WAL, which a standby may have taken up again since
+// it rallied, and returns the final position.
+func (h *Handler) detach(ctx context.Context) (cluster.Position, error) {
+	h.moving.Lock()
+	defer h.moving.Unlock()
+	h.setUpstream(0)
+	return h.Replication.Detach(ctx)
 }
 
 // promotePart ends recovery. Clients that read here may write from then on; the

@@ -83,7 +83,11 @@ func (h *Handler) diverged(ctx context.Context, o cluster.Observation, db Databa
 	if !l.Serves() || l.Node == h.Node || db.Primary == cluster.Yes || db.Position.LSN == 0 {
 		return cluster.Unknown
 	}
-	if _, d, _ := h.snapshot(); doubled(l, d, db) {
+	_, d, _ := h.snapshot()
+	// What this node served a part with is not the cluster's, even where the
+	// cluster's active node has made a timeline of the same number at the same LSN.
+	lost := d.Lost && d.Side != nil && d.Side.Leader == h.Node
+	if lost || doubled(l, d, db) {
 		return cluster.Yes
 	}
 	if db.Streaming {

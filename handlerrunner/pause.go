@@ -34,28 +34,37 @@ func (h *Handler) spared() bool {
 	return h.durable.State == cluster.Maintenance && h.durable.Paused && h.db.Primary == cluster.Yes && !other && h.durable.Promise <= h.durable.Tried
 }
 
-// retake takes the lock again for the epoch in which this node is active, when it
-// was lost while the cluster was paused: nobody has been named since, and
-// PostgreSQL has gone on as it was. Whoever promised himself to a later epoch
-// meanwhile has seen the leader key as it is no more.
+// retake has the lease go on when it was lost while the cluster was paused.
 func (h *Handler) retake(ctx context.Context) error {
-	view, d, db := h.snapshot()
-	l := view.Leader
-	if l.Node != h.Node || l.Epoch != d.Tried || db.Position.Timeline != l.Timeline {
-		return errors.New("take the lock again: it was last held for another epoch, or PostgreSQL is on another timeline")
-	}
 	h.tenure.end(ctx)
 	asked := time.Now()
-	lease, err := h.Locks.Acquire(ctx, cluster.Leader{Node: h.Node, Epoch: l.Epoch, Ready: true, Timeline: l.Timeline}, h.ttl())
+	_, d, _ := h.snapshot()
+	lease, err := h.relock(ctx, d.Tried)
 	if err != nil {
 		return err
 	}
-	h.tenure.begin(lease, l.Epoch, asked, h.ttl())
+	h.tenure.begin(lease, d.Tried, asked, h.ttl())
+	return nil
+}
+
+// relock takes the lock again for the epoch in which this node is active: nobody
+// has been named since, and PostgreSQL has gone on as it was. Whoever promised
+// himself to a later epoch meanwhile has seen the leader key as it is no more.
+func (h *Handler) relock(ctx context.Context, epoch cluster.Epoch) (Lease, error) {
+	view, d, db := h.snapshot()
+	l := view.Leader
+	if l.Node != h.Node || l.Epoch != epoch || d.Tried != epoch || db.Position.Timeline != l.Timeline {
+		return nil, errors.New("take the lock again: it was last held for another epoch, or PostgreSQL is on another timeline")
+	}
+	lease, err := h.Locks.Acquire(ctx, cluster.Leader{Node: h.Node, Epoch: l.Epoch, Ready: true, Timeline: l.Timeline, Lines: l.Lines}, h.ttl())
+	if err != nil {
+		return nil, err
+	}
 	h.moving.Lock()
 	defer h.moving.Unlock()
 	h.mu.Lock()
 	h.durable.Session = lease.ID()
 	h.mu.Unlock()
-	h.Journal.Write("lock", l.Epoch, h.Node+" holds the leader lock again", nil)
-	return h.keep()
+	h.Journal.Write(cluster.EventLock, l.Epoch, h.Node+" holds the leader lock again", nil)
+	return lease, h.keep()
 }

@@ -30,7 +30,8 @@ func (h *Handler) promote(ctx context.Context) error {
 	h.mu.Unlock()
 	view, d, db := h.snapshot()
 	epoch := view.NextMaster.Epoch
-	leader := cluster.Leader{Node: h.Node, Epoch: epoch, Knows: d.on(db.Position.Timeline)}
+	tl, last := db.Position.Timeline, max(db.Position.Timeline, view.NextMaster.Above)
+	leader := cluster.Leader{Node: h.Node, Epoch: epoch, Lines: append(d.on(tl), cluster.Line{Timeline: last + 1, Epoch: epoch})}
 	ctx, cancel := context.WithTimeout(ctx, view.Options(h.Node).Stretch(promoteWithin))
 	defer cancel()
 	others := h.others(view)
@@ -54,8 +55,8 @@ func (h *Handler) promote(ctx context.Context) error {
 	if err := ready.Wait(); err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
-	if behind := int(view.NextMaster.Above) - int(db.Position.Timeline); behind > 0 {
-		if err := h.Divergence.SkipTimelines(ctx, behind); err != nil {
+	if last > tl {
+		if err := h.Divergence.SkipTimelines(ctx, int(last-tl)); err != nil {
 			return fmt.Errorf("promote: %w", err)
 		}
 	}
@@ -63,7 +64,7 @@ func (h *Handler) promote(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
-	h.Journal.Write("promoted", epoch, fmt.Sprintf("%s ended recovery at %s", h.Node, start), start)
+	h.Journal.Write(cluster.EventPromoted, epoch, fmt.Sprintf("%s ended recovery at %s", h.Node, start), start)
 	leader.Timeline = start.Timeline
 	var quorum cluster.Quorum
 	gathered, both := errgroup.WithContext(ctx)
@@ -87,7 +88,7 @@ func (h *Handler) promote(ctx context.Context) error {
 	if err := h.Postgres.Gate(ctx, true); err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
-	h.Journal.Write("writable", epoch, fmt.Sprintf("%s accepts writes, confirmed by %s", h.Node, quorum), quorum)
+	h.Journal.Write(cluster.EventWritable, epoch, fmt.Sprintf("%s accepts writes, confirmed by %s", h.Node, quorum), quorum)
 	leader.Ready = true
 	if err := lease.Update(ctx, leader); err != nil {
 		return fmt.Errorf("promote: %w", err)
@@ -138,11 +139,10 @@ func (h *Handler) takeLock(ctx context.Context, l cluster.Leader) (Lease, error)
 	h.moving.Lock()
 	h.mu.Lock()
 	h.durable.Tried, h.durable.Session = l.Epoch, lease.ID()
-	tl := h.db.Position.Timeline
 	h.mu.Unlock()
-	err = h.embark(tl+1, l)
+	err = h.embark(l)
 	h.moving.Unlock()
-	h.Journal.Write("lock", l.Epoch, h.Node+" holds the leader lock", nil)
+	h.Journal.Write(cluster.EventLock, l.Epoch, h.Node+" holds the leader lock", nil)
 	return lease, err
 }
 
@@ -158,7 +158,7 @@ func (h *Handler) gather(ctx context.Context, mode cluster.SyncMode, want cluste
 		if err != nil {
 			return want, err
 		}
-		there := flushed(db, start.LSN+1) // some of the new timeline: see line
+		there := flushed(db, start.LSN+1) // some of the new timeline: see doubled
 		late := !time.Now().Before(deadline)
 		if len(there) < want.K && late && mode == cluster.Strict && !offered {
 			if err := offer(); err != nil {

@@ -38,7 +38,7 @@ func (h *Handler) Retire(ctx context.Context, down bool) {
 	if err := h.Checkpoint(hurry); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		h.Log.Warn("no checkpoint before the hand-over", "error", err)
 	}
-	if err := h.order(ctx, order{}); err != nil {
+	if err := h.order(ctx, order{why: "the host of " + h.Node + " is shut down"}); err != nil {
 		h.Log.Warn("not handed over before the shutdown", "error", err)
 		return
 	}

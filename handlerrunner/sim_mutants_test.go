@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -43,6 +44,8 @@ func TestMutants(t *testing.T) {
 	if seeds == 0 {
 		seeds = 400
 	}
+	oneAtATime(t)
+	dir := simDir(t)
 	for _, m := range mutants {
 		t.Run(m.Name, func(t *testing.T) {
 			overlay := m.overlay(t)
@@ -55,7 +58,15 @@ func TestMutants(t *testing.T) {
 			if found == nil {
 				t.Fatalf("survives %d seeds:\n%s", seeds, out)
 			}
-			fmt.Printf("| %s | %s | %s | seed %s, %.0f s |\n", m.Name, found[3], found[2], found[1], time.Since(began).Seconds())
+			seed, err := strconv.ParseUint(found[1], 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// What breaks the code as it is says nothing of the mutant.
+			if broken, _, _ := simulate(t, dir, seed, 3, false); broken != "" {
+				t.Fatalf("seed %d breaks the code as it is, too: %s", seed, broken)
+			}
+			t.Logf("| %s | %s | %s | %.0f s |", m.Name, found[3], found[2], time.Since(began).Seconds())
 		})
 	}
 }

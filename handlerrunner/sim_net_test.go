@@ -111,7 +111,7 @@ func ask[T any](ctx context.Context, p *proc, to, op string, serve func(context.
 
 func (n simPeers) Detach(ctx context.Context, node cluster.Node, epoch cluster.Epoch, seen uint64) (cluster.Answer, error) {
 	return ask(ctx, n.p, node.Name, "Detach", func(ctx context.Context, h *Handler) (cluster.Answer, error) {
-		a, err := h.Detach(ctx, epoch, seen)
+		a, err := h.Detach(ctx, n.p.name, epoch, seen)
 		n.p.s.answered(n.p.name, h.Node, epoch, seen, a, err)
 		return a, err
 	})

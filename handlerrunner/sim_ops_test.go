@@ -22,7 +22,7 @@ func (s *simulation) handOver(d *dice) {
 	s.running.Go(func() {
 		ctx, cancel := context.WithTimeout(s.ctx, 20*time.Second)
 		defer cancel()
-		err := handler.HandOver(ctx, target)
+		err := handler.HandOver(ctx, target, "")
 		s.tell(from.name, "hand-over to %s: %v", target, err)
 	})
 }

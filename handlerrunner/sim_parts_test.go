@@ -13,9 +13,9 @@ import (
 
 var errExport = errors.New("the disk for exports is full")
 
-// settleWithin bounds how long two nodes that reach each other may both take
+// partsSettle bounds how long two nodes that reach each other may both take
 // writes, beyond minority_after.
-const settleWithin = 10 * time.Second
+const partsSettle = 10 * time.Second
 
 // keptCopies is how many earlier data directories a clone leaves.
 const keptCopies = 2
@@ -59,8 +59,8 @@ func (s *simulation) makes(h *host, part bool) {
 		if o != h && o.pg.part && o.pg.primary && o.pg.running {
 			s.count("parts served at the same time")
 		}
-		if o != h && s.open(o) && s.able(o) && s.able(h) && s.loss == 0 && s.near(o, h) > settleWithin {
-			s.violate("two in a part: %s begins to serve beside %s, which it has reached for %s", h.name, name, settleWithin)
+		if o != h && s.open(o) && s.able(o) && s.able(h) && s.loss == 0 && s.near(o, h) > partsSettle {
+			s.violate("two in a part: %s begins to serve beside %s, which it has reached for %s", h.name, name, partsSettle)
 		}
 	}
 }
@@ -113,7 +113,7 @@ func (s *simulation) pairs() {
 }
 
 func (s *simulation) settles() time.Duration {
-	return s.reg.view.Options("").Duration("minority_after") + settleWithin
+	return s.reg.view.Options("").Duration("minority_after") + partsSettle
 }
 
 // risked is the moment in which a client of a part is told that its commit is

@@ -47,6 +47,9 @@ func (s *simulation) bootLocked(h *host) {
 		Verdict: p.verdict, Files: p.files,
 		Checkpoint: simPG{h.pg, p}.checkpoint,
 		Hold:       func(time.Time) {},
+		Failing: func(ctx context.Context, _ string) (map[string]string, error) {
+			return map[string]string{}, p.local(ctx, "Failing", time.Millisecond, 20*time.Millisecond, func() error { return nil })
+		},
 		Depart: func(ctx context.Context) error {
 			return p.local(ctx, "Depart", 5*time.Millisecond, 50*time.Millisecond, func() error { h.departs++; return nil })
 		},

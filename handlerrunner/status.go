@@ -1,8 +1,8 @@
 package handlerrunner
 
 import (
+	"cmp"
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/understudy-ha/understudy/cluster"
@@ -33,19 +33,25 @@ func (h *Handler) Report(ctx context.Context) cluster.Report {
 		}
 	}
 	r.Follows, r.Problem = h.followedEpoch(), h.hindrance()
+	for _, u := range h.AlwaysUnits {
+		running := h.running(u)
+		r.Services = append(r.Services, cluster.Unit{Name: u, Running: running})
+		r.Problem = cmp.Or(r.Problem, h.ails(u, running))
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	r.Reason, r.Since, r.Departed = h.reason, h.since, h.departed
-	for _, u := range h.AlwaysUnits {
-		r.Services = append(r.Services, cluster.Unit{Name: u, Running: h.units[u]})
-		if r.Problem == "" && h.units[u] != cluster.Yes {
-			r.Problem = fmt.Sprintf("its unit %s does not run", u)
-		}
-	}
 	for _, u := range h.LeaderUnits {
 		r.Services = append(r.Services, cluster.Unit{Name: u, Leader: true, Running: h.units[u]})
 	}
 	return r
+}
+
+// running says whether a unit ran when it was last looked at.
+func (h *Handler) running(unit string) cluster.Tri {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.units[unit]
 }
 
 // Mode says whether this node is open to clients at this moment, without any

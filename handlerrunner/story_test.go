@@ -167,7 +167,7 @@ func (w *world) do(words []string) error {
 var slow = map[string]func(*world, *host, []string) error{
 	"kill-handler": func(_ *world, h *host, _ []string) error { h.halt(); return nil },
 	"set-active-later": func(w *world, h *host, args []string) error { // does not wait for the answer
-		w.asked.Go(func() { _ = h.handler.HandOver(w.ctx, args[0]) })
+		w.asked.Go(func() { _ = h.handler.HandOver(w.ctx, args[0], "asked for") })
 		return nil
 	},
 	"shut-down": func(_ *world, h *host, _ []string) error { // the host goes down in order
@@ -188,12 +188,21 @@ var slow = map[string]func(*world, *host, []string) error{
 	"set-active": func(w *world, h *host, args []string) error { // ask a node to make another one active
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
-		err := h.handler.HandOver(ctx, args[0])
+		err := h.handler.HandOver(ctx, args[0], "asked for")
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if err == nil {
 			w.note("", "handed over to %s", args[0])
 		} else {
+			w.note("", "refused: %v", err)
+		}
+		return nil
+	},
+	"force": func(w *world, h *host, _ []string) error { // an operator insists
+		err := h.handler.Force(context.Background())
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if err != nil {
 			w.note("", "refused: %v", err)
 		}
 		return nil
@@ -211,7 +220,7 @@ var slow = map[string]func(*world, *host, []string) error{
 		if len(args) > 1 && args[1] == "late" {
 			seen--
 		}
-		a, err := h.handler.Detach(context.Background(), cluster.Epoch(epoch), seen)
+		a, err := h.handler.Detach(context.Background(), "", cluster.Epoch(epoch), seen)
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if err != nil {
@@ -240,6 +249,7 @@ var quick = map[string]func(*world, *host, []string) error{
 		}
 		return nil
 	},
+	"reach": func(_ *world, h *host, _ []string) error { h.isolated = false; return nil },
 	"write": func(_ *world, h *host, _ []string) error { h.idle = false; return nil },
 	"mute-all": func(w *world, _ *host, _ []string) error {
 		for _, h := range w.hosts {
@@ -273,12 +283,20 @@ var quick = map[string]func(*world, *host, []string) error{
 		h.pg.failRewinds, err = strconv.Atoi(args[0])
 		return err
 	},
+	"waste-rewinds": func(_ *world, h *host, args []string) (err error) { // they end well and change nothing
+		h.pg.wasteRewinds, err = strconv.Atoi(args[0])
+		return err
+	},
 	"fail-clones": func(_ *world, h *host, args []string) (err error) {
 		h.pg.failClones, err = strconv.Atoi(args[0])
 		return err
 	},
 	"break-unit": func(_ *world, h *host, args []string) error {
 		h.units.up[args[0]], h.units.stuck[args[0]] = false, true
+		return nil
+	},
+	"flap-unit": func(_ *world, h *host, args []string) error {
+		h.units.up[args[0]], h.units.flaps[args[0]] = false, true
 		return nil
 	},
 	"stick-unit": func(_ *world, h *host, args []string) error { h.units.stuck[args[0]] = true; return nil },

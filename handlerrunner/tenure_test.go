@@ -30,9 +30,17 @@ const ttl = time.Second
 // begun returns a tenure of epoch 7 that was asked for at asked; woken is closed
 // when it has ended.
 func begun(l Lease, asked time.Time) (t *tenure, woken chan struct{}) {
+	return vouchedFor(l, asked, false)
+}
+
+// vouchedFor is begun where the standbys vouch, or do not, while Consul is silent.
+func vouchedFor(l Lease, asked time.Time, vouched bool) (t *tenure, woken chan struct{}) {
 	woken = make(chan struct{})
 	t = &tenure{log: slog.New(slog.DiscardHandler), wake: func() { close(woken) },
-		vouched: func(context.Context, cluster.Epoch) bool { return false }}
+		vouched: func(context.Context, cluster.Epoch) bool { return vouched }, hold: func(time.Time) {},
+		retake: func(context.Context, cluster.Epoch) (Lease, error) {
+			return nil, errors.New("another was named")
+		}}
 	t.begin(l, 7, asked, ttl)
 	return t, woken
 }
@@ -143,5 +151,51 @@ func TestTenureIsLeftToTheNextHandler(t *testing.T) {
 		if l.released != 0 {
 			t.Error("the lock was given back")
 		}
+	})
+}
+
+// forgetful is Consul that is silent, then back without the session.
+func forgetful(silences int) func(context.Context) error {
+	return func(context.Context) error {
+		if silences--; silences >= 0 {
+			return errors.New("no leader")
+		}
+		return fmt.Errorf("renew: %w", ErrSessionGone)
+	}
+}
+
+func TestTenureTakesTheLockAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var held time.Time
+		first, second := &scriptedLease{renew: forgetful(20)}, &scriptedLease{renew: func(context.Context) error { return nil }}
+		x := &tenure{log: slog.New(slog.DiscardHandler), wake: func() {}, hold: func(until time.Time) { held = until },
+			vouched: func(context.Context, cluster.Epoch) bool { return true },
+			retake: func(_ context.Context, epoch cluster.Epoch) (Lease, error) {
+				if epoch != 7 {
+					t.Errorf("taken again for epoch %d", epoch)
+				}
+				return second, nil
+			}}
+		x.begin(first, 7, time.Now(), ttl)
+		for range 40 {
+			time.Sleep(ttl / 4)
+			mustBe(t, x, true)
+		}
+		if left := time.Until(held); left < ttl || left > lifetime(ttl) {
+			t.Errorf("the guard is held for %s", left)
+		}
+		x.end(t.Context())
+		mustBe(t, x, false)
+		if first.released != 0 || second.released != 1 {
+			t.Errorf("released %d and %d times", first.released, second.released)
+		}
+	})
+}
+
+func TestTenureIsNotTakenAgainWhereAnotherWasNamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, woken := vouchedFor(&scriptedLease{renew: forgetful(1)}, time.Now(), true)
+		<-woken
+		mustBe(t, x, false)
 	})
 }

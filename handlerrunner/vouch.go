@@ -28,15 +28,18 @@ func (h *Handler) Vouch(_ context.Context, active string, epoch cluster.Epoch) e
 	case h.fresh == cluster.Yes && !held:
 		return fmt.Errorf("%s sees that nobody holds the lock", h.Node)
 	}
-	h.vouches = time.Now().Add(lifetime(ttl))
+	h.vouches, h.vouchedFor = time.Now().Add(lifetime(ttl)), active
 	return nil
 }
 
-// stands says whether this node vouches for its active at the moment.
-func (h *Handler) stands() bool {
+// standsBy is the active node that this one vouches for at the moment.
+func (h *Handler) standsBy() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return time.Now().Before(h.vouches)
+	if time.Now().Before(h.vouches) {
+		return h.vouchedFor
+	}
+	return ""
 }
 
 // vouched lets the lease go on while Consul is silent, if K members of the sync

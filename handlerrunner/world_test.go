@@ -3,6 +3,7 @@ package handlerrunner
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -39,8 +40,10 @@ type world struct {
 	hosts map[string]*host
 	names []cluster.Assignment // all that electors wanted to name
 	notes []note
-	seen  map[string]bool // faults, each told once
-	log   bytes.Buffer
+
+	events []cluster.Event
+	seen   map[string]bool // faults, each told once
+	log    bytes.Buffer
 
 	records int // grows downwards: WAL records that are no commits
 	commits int
@@ -209,7 +212,7 @@ func (w *world) add(name string, kind cluster.Kind) *host {
 	n := len(w.hosts) + 1
 	h := &host{w: w, name: name, kind: kind, verdict: cluster.Majority, latency: time.Millisecond + time.Duration(n)*137*time.Microsecond}
 	h.pg = newPG(h)
-	h.units = &fakeUnits{h, map[string]bool{}, map[string]bool{}}
+	h.units = &fakeUnits{h, map[string]bool{}, map[string]bool{}, map[string]bool{}}
 	for _, other := range w.hosts {
 		if other.pg.running && other.pg.primary {
 			h.pg.take(other.pg)
@@ -235,6 +238,7 @@ func (h *host) start() {
 		Peers: &fakePeers{h}, Parts: &fakePeers{h}, Divergence: &fakeDivergence{h}, Journal: &fakeJournal{h},
 		Verdict:    h.report,
 		Files:      func() cluster.FilesReport { return cluster.FilesReport{Complete: cluster.Yes} },
+		Failing:    h.failing,
 		Storage:    func() cluster.StorageReport { return cluster.StorageReport{Problem: h.pg.disk} },
 		Checkpoint: h.pg.checkpoint,
 		Hold:       func(time.Time) {},
@@ -348,7 +352,7 @@ func (p *fakePeers) Detach(ctx context.Context, node cluster.Node, epoch cluster
 	if err != nil {
 		return cluster.Answer{}, err
 	}
-	return handler.Detach(ctx, epoch, seen)
+	return handler.Detach(ctx, p.h.name, epoch, seen)
 }
 
 func (p *fakePeers) Vouch(ctx context.Context, node cluster.Node, active string, epoch cluster.Epoch) error {
@@ -369,6 +373,9 @@ func (p *fakePeers) Report(ctx context.Context, node cluster.Node) (cluster.Repo
 
 type fakeJournal struct{ h *host }
 
+// untold are the events whose matter the story tells in other words.
+var untold = []string{cluster.EventElected, cluster.EventLost, cluster.EventFollowing, cluster.EventVerdict}
+
 var _ Journal = (*fakeJournal)(nil)
 
 var changing = regexp.MustCompile(`[0-9A-F]+/[0-9A-F]+`)
@@ -379,14 +386,17 @@ func scrub(s string) string {
 }
 
 // Write keeps what is not told by the keys themselves.
-func (j *fakeJournal) Write(kind string, _ cluster.Epoch, message string, _ any) {
+func (j *fakeJournal) Write(kind string, epoch cluster.Epoch, message string, data any) {
 	w := j.h.w
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if j.h.dead {
 		return
 	}
-	if kind != "elected" || w.sim != nil {
+	e := cluster.Event{ID: fmt.Sprintf("%06d", len(w.events)), At: time.Now(), Node: j.h.name, Epoch: epoch, Kind: kind, Message: message}
+	e.Data, _ = json.Marshal(data) // what cannot be encoded fails the test that reads it
+	w.events = append(w.events, e)
+	if !slices.Contains(untold, kind) || w.sim != nil {
 		w.note(j.h.name, "%s", strings.TrimPrefix(message, j.h.name+" "))
 	}
 	w.check()
@@ -453,6 +463,8 @@ func (w *world) standing() string {
 			state += " (open)"
 		case h.pg.primary:
 			state += " (primary)"
+		case s != nil && !h.pg.gate:
+			state += " (from " + s.h.name + ", shut)"
 		case s != nil:
 			state += " (from " + s.h.name + ")"
 		default:

@@ -61,8 +61,21 @@ func (a Admitter) Admit(ctx context.Context, r api.JoinRequest) (api.JoinReply, 
 	} else if err != nil {
 		return api.JoinReply{}, err
 	}
+	a.tell(ctx, view, r.Node)
 	a.Log.Info("admitted", "newcomer", r.Node.Name, "address", r.Node.Address, "kind", string(r.Node.Kind))
 	return reply, nil
+}
+
+// tell writes the admission to the history. The newcomer is a member also where
+// that fails.
+func (a Admitter) tell(ctx context.Context, view cluster.View, n cluster.Node) {
+	_, err := a.Registry.AppendEvent(ctx, cluster.Event{
+		At: time.Now(), Node: n.Name, Epoch: view.NextMaster.Epoch, Kind: cluster.EventJoined,
+		Message: n.Name + " (" + n.Address + ") is let in as a " + string(n.Kind),
+	})
+	if err != nil {
+		a.Log.Warn("event not kept", "kind", cluster.EventJoined, "error", err)
+	}
 }
 
 // fits refuses a newcomer that could not work with the members there are.

@@ -57,7 +57,7 @@ func (r Removal) handOver(ctx context.Context, view cluster.View, name string) e
 	if view.Leader.Node != name || !view.Leader.Held {
 		return nil
 	}
-	switch err := r.Peers.SetActive(ctx, view.Nodes[name], ""); {
+	switch err := r.Peers.SetActive(ctx, view.Nodes[name], api.SetActiveRequest{Why: "the active node is removed"}); {
 	case err == nil:
 		return r.served(ctx, name)
 	case !r.Force:

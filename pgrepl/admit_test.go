@@ -245,3 +245,52 @@ func TestLostSlotIsMadeAnew(t *testing.T) {
 		t.Errorf("the slot is %s", got)
 	}
 }
+
+// TestDrill: the writer of a drill comes in with a manager's certificate, only
+// during a drill and only where clients do, and may write to its own schema alone.
+func TestDrill(t *testing.T) {
+	t.Parallel()
+	ctx := ctxOf(t)
+	ca := pgtest.NewCA(t)
+	a := newPrimary(t, ca, "node-a", "127.10.2.11")
+	a.sql(t, "create table notes (n int)")
+	connect := func(name string, units ...string) (*pgx.Conn, error) {
+		dir := t.TempDir()
+		ca.Issue(t, dir, name, "127.10.2.12", units...)
+		return pgx.Connect(ctx, fmt.Sprintf("host=127.10.2.11 port=%d user=%s dbname=%s search_path=%s sslmode=verify-full sslrootcert=%s/ca.crt sslcert=%s/node.crt sslkey=%s/node.key",
+			a.Port, pgrepl.DrillRole, pgrepl.DrillDatabase, pgrepl.DrillSchema, dir, dir, dir))
+	}
+	if _, err := connect("node-b"); err == nil {
+		t.Error("there is no drill, and its role comes in")
+	}
+	must(t, a.OpenDrill(ctx))
+	must(t, a.OpenDrill(ctx)) // what another drill has left
+	if _, err := connect("runner-1", "runner"); err == nil || !strings.Contains(err.Error(), "28000") {
+		t.Errorf("a runner is let in: %v", err)
+	}
+	c, err := connect("node-b")
+	must(t, err)
+	defer c.Close(ctx)
+	if _, err := c.Exec(ctx, "create table probe (id int); insert into probe values (1)"); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.Exec(ctx, "insert into public.notes values (1)"); err == nil || !strings.Contains(err.Error(), "42501") {
+		t.Errorf("the writer may write elsewhere: %v", err)
+	}
+	must(t, a.Gate(ctx, false))
+	if _, err := connect("node-b"); err == nil || !strings.Contains(err.Error(), "28000") {
+		t.Errorf("the gate is closed, and the writer comes in: %v", err)
+	}
+	must(t, a.Gate(ctx, true))
+	again, err := connect("node-b")
+	must(t, err)
+	defer again.Close(ctx)
+	must(t, a.CloseDrill(ctx))
+	must(t, a.CloseDrill(ctx))
+	if _, err := again.Exec(ctx, "select 1"); err == nil {
+		t.Error("a session outlived the drill")
+	}
+	if left := a.query(t, "select ((select count(*) from pg_roles where rolname = '"+pgrepl.DrillRole+"') + (select count(*) from pg_namespace where nspname = '"+pgrepl.DrillSchema+"'))::text"); left != "0" {
+		t.Errorf("%s things are left", left)
+	}
+}

@@ -284,6 +284,7 @@ func TestRewindOfDivergedPrimary(t *testing.T) {
 	must(t, err)
 	must(t, b.Gate(ctx, true))
 	b.sql(t, "insert into notes values (1001)")
+	b.sql(t, "alter role understudy_replica set statement_timeout = '1ms'") // what holds for a role holds not for a rewind
 	a.Kill(t)
 	must(t, a.Rewind(ctx, b.upstream(), nil)) // takes the checkpoint on b that it needs
 	a.boot(t)

@@ -31,6 +31,7 @@ func (s *Server) hba(open bool, original string) string {
 	fmt.Fprintf(&b, "hostssl replication,all %s all cert clientname=DN map=%s\n", ReplicaRole, certMap)
 	fmt.Fprintf(&b, "host replication,all %s,%s all reject\n", AdminRole, ReplicaRole)
 	if open {
+		fmt.Fprintf(&b, "hostssl %s %s all cert clientname=DN map=%s\n", DrillDatabase, DrillRole, certMap)
 		b.WriteString(original)
 		return b.String()
 	}
@@ -39,7 +40,7 @@ func (s *Server) hba(open bool, original string) string {
 }
 
 // identText is our pg_ident.conf: who on this machine is our admin, that every
-// manager may replicate, and the operator's maps. The certificate of a manager,
+// manager may replicate and drill, and the operator's maps. The certificate of a manager,
 // and of no other member, has its name alone as its subject.
 func (s *Server) identText(original string) string {
 	users := []string{"root", "understudy", s.SystemUser}
@@ -49,7 +50,9 @@ func (s *Server) identText(original string) string {
 	for _, u := range slices.Compact(users) {
 		fmt.Fprintf(&b, "%s %s %s\n", localMap, `"`+u+`"`, AdminRole)
 	}
-	fmt.Fprintf(&b, "%s /^CN=[a-z0-9-]+$ %s\n", certMap, ReplicaRole)
+	for _, role := range []string{ReplicaRole, DrillRole} {
+		fmt.Fprintf(&b, "%s /^CN=[a-z0-9-]+$ %s\n", certMap, role)
+	}
 	b.WriteString(original)
 	return b.String()
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -15,16 +14,8 @@ import (
 	"github.com/understudy-ha/understudy/cluster"
 )
 
-// Event is one entry of the cluster's history.
-type Event struct {
-	ID      string          `json:"id"` // sorts by time; tells repeats apart
-	At      time.Time       `json:"at"` // wall clock of Node
-	Node    string          `json:"node"`
-	Epoch   cluster.Epoch   `json:"epoch"`
-	Kind    string          `json:"kind"`
-	Message string          `json:"message"`
-	Data    json.RawMessage `json:"data,omitempty"`
-}
+// Event is what the registry keeps of the cluster's history.
+type Event = cluster.Event
 
 const (
 	prefixEvents = "understudy-events/"

@@ -145,7 +145,7 @@ func testEmptyStore(t *testing.T, f *fixture) {
 	if v.Info != nil || len(v.Nodes) != 0 || v.Leader.Held || v.NextMasterIndex != 0 || v.Index == 0 {
 		t.Errorf("view of an empty store: %+v", v)
 	}
-	_, err := f.SetOptions(t.Context(), cluster.Options{"sync_mode": "strict"})
+	_, _, err := f.SetOptions(t.Context(), cluster.Options{"sync_mode": "strict"})
 	want(t, err, registry.ErrNoCluster)
 	want(t, f.AddNode(t.Context(), cluster.Node{Name: "n1"}), registry.ErrNoCluster)
 }
@@ -191,9 +191,9 @@ func testPause(t *testing.T, f *fixture) {
 
 func testOptions(t *testing.T, f *fixture) {
 	f.cluster(t)
-	_, err := f.SetOptions(t.Context(), cluster.Options{"sync_mode": "strict", "priority": "5"})
+	_, _, err := f.SetOptions(t.Context(), cluster.Options{"sync_mode": "strict", "priority": "5"})
 	check(t, err)
-	got, err := f.SetOptions(t.Context(), cluster.Options{"priority": ""})
+	_, got, err := f.SetOptions(t.Context(), cluster.Options{"priority": ""})
 	check(t, err)
 	if len(got) != 1 || f.view(t).Info.Options["sync_mode"] != "strict" {
 		t.Errorf("options: %v", got)
@@ -339,9 +339,9 @@ func testAutopilot(t *testing.T, f *fixture) {
 func testEvents(t *testing.T, f *fixture) {
 	ctx := t.Context()
 	start := time.Now().UTC()
-	var first registry.Event
+	var first cluster.Event
 	for i := range registry.MaxEvents + 3 {
-		e, err := f.AppendEvent(ctx, registry.Event{At: start.Add(time.Duration(i) * time.Second), Message: fmt.Sprint(i)})
+		e, err := f.AppendEvent(ctx, cluster.Event{At: start.Add(time.Duration(i) * time.Second), Message: fmt.Sprint(i)})
 		check(t, err)
 		if i == registry.MaxEvents {
 			first = e
@@ -351,7 +351,7 @@ func testEvents(t *testing.T, f *fixture) {
 	check(t, err)
 	all, err := f.Events(ctx, time.Time{})
 	check(t, err)
-	sorted := slices.IsSortedFunc(all, func(a, b registry.Event) int { return a.At.Compare(b.At) })
+	sorted := slices.IsSortedFunc(all, func(a, b cluster.Event) int { return a.At.Compare(b.At) })
 	if len(all) != registry.MaxEvents || !sorted || all[0].Message != "3" {
 		t.Errorf("%d events, sorted %v, from %q", len(all), sorted, all[0].Message)
 	}
@@ -365,15 +365,15 @@ func testEvents(t *testing.T, f *fixture) {
 func testWatchEvents(t *testing.T, f *fixture) {
 	ctx, cancel := context.WithTimeout(t.Context(), deadline)
 	defer cancel()
-	got := make(chan registry.Event, 10)
-	append := func(e registry.Event) {
+	got := make(chan cluster.Event, 10)
+	append := func(e cluster.Event) {
 		_, err := f.AppendEvent(ctx, e)
 		check(t, err)
 	}
-	append(registry.Event{Message: "before"})
-	go f.WatchEvents(ctx, time.Time{}, func(e registry.Event) { got <- e })
+	append(cluster.Event{Message: "before"})
+	go f.WatchEvents(ctx, time.Time{}, func(e cluster.Event) { got <- e })
 	now := time.Now()
-	for _, e := range []registry.Event{
+	for _, e := range []cluster.Event{
 		{Message: "before"}, {Message: "now", At: now}, {Message: "from a slow clock", At: now.Add(-time.Minute)},
 	} {
 		if e.Message != "before" {

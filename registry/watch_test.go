@@ -63,10 +63,10 @@ func testWatch(t *testing.T, f *fixture) {
 		t.Error("view without the cluster")
 	}
 	// None of these is a change of the state: other prefixes, the same value.
-	_, err := f.AppendEvent(ctx, registry.Event{Message: "elsewhere"})
+	_, err := f.AppendEvent(ctx, cluster.Event{Message: "elsewhere"})
 	check(t, err)
 	check(t, f.PublishFiles(ctx, cluster.FilesReport{Epoch: 1}))
-	_, err = f.SetOptions(ctx, cluster.Options{"sync_mode": ""})
+	_, _, err = f.SetOptions(ctx, cluster.Options{"sync_mode": ""})
 	check(t, err)
 	check(t, f.AddNode(ctx, cluster.Node{Name: "n1"}))
 	if v := next(t, "the node", w.views); len(v.Nodes) != 1 || len(v.Info.Options) != 0 {

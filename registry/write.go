@@ -59,15 +59,15 @@ func (c *Client) info(ctx context.Context) (cluster.Info, error) {
 }
 
 // SetOptions lays change over the options of the cluster, as
-// cluster.Options.With does, and returns all that are set then. The caller has
-// checked them with cluster.CheckOptions.
-func (c *Client) SetOptions(ctx context.Context, change cluster.Options) (cluster.Options, error) {
-	var set cluster.Options
-	err := c.modifyInfo(ctx, func(info *cluster.Info) {
-		info.Options = info.Options.With(change)
-		set = info.Options
+// cluster.Options.With does, and returns what was set before and what is set
+// then. The caller has checked them with cluster.CheckOptions.
+func (c *Client) SetOptions(ctx context.Context, change cluster.Options) (before, after cluster.Options, err error) {
+	err = c.modifyInfo(ctx, func(info *cluster.Info) {
+		before = info.Options
+		info.Options = before.With(change)
+		after = info.Options
 	})
-	return set, err
+	return before, after, err
 }
 
 // SetPause pauses the cluster, or with nil resumes it. It says whether that was a

@@ -62,6 +62,7 @@ func (a *adapters) options() handlerrunner.Options {
 		},
 		Hold:         a.hold,
 		Checkpoint:   a.pg.Checkpoint,
+		Failing:      a.failing,
 		Depart:       func(ctx context.Context) error { return membership.Depart(ctx, a.host, a.reg) },
 		PostgresUnit: c.Postgres.Unit, AlwaysUnits: c.Services.Always, LeaderUnits: c.Services.Leader,
 		Log: a.host.Log,
@@ -78,6 +79,21 @@ func (a *adapters) hold(until time.Time) {
 	if err != nil {
 		a.host.Log.Error("nobody ends PostgreSQL should this process freeze", "error", err)
 	}
+}
+
+// failing reads which checks of a node fail in Consul.
+func (a *adapters) failing(ctx context.Context, node string) (map[string]string, error) {
+	all, err := a.reg.Health(ctx)
+	if err != nil {
+		return nil, err
+	}
+	fails := map[string]string{}
+	for name, check := range all[node] {
+		if !check.OK {
+			fails[name] = check.Output
+		}
+	}
+	return fails, nil
 }
 
 // parts are the peers, asked about a part of the cluster.
@@ -118,7 +134,7 @@ func (d losses) Export(ctx context.Context, epoch cluster.Epoch, fork cluster.LS
 	r := d.host.Record
 	s, err := d.pg.Export(ctx, pgrepl.ExportRequest{Cluster: r.Info.ID, Epoch: epoch, Fork: fork, Dir: d.host.Layout.Divergence()})
 	if err == nil && s.ID != "" {
-		d.journal.Write("divergence", epoch, fmt.Sprintf("%s keeps what only it had: 'understudy divergence show %s'", r.Node.Name, s.ID), s)
+		d.journal.Write(cluster.EventDivergence, epoch, fmt.Sprintf("%s keeps what only it had: 'understudy divergence show %s'", r.Node.Name, s.ID), s)
 	}
 	return err
 }

@@ -16,7 +16,7 @@ type journal struct {
 	reg   *registry.Client
 	node  string
 	log   *slog.Logger
-	queue chan registry.Event
+	queue chan cluster.Event
 }
 
 // queueLength is more than a node says in a registry outage; what does not fit
@@ -24,12 +24,12 @@ type journal struct {
 const queueLength = 256
 
 func newJournal(reg *registry.Client, node string, log *slog.Logger) *journal {
-	return &journal{reg, node, log, make(chan registry.Event, queueLength)}
+	return &journal{reg, node, log, make(chan cluster.Event, queueLength)}
 }
 
 // Write queues an event with the time of now.
 func (j *journal) Write(kind string, epoch cluster.Epoch, message string, data any) {
-	e := registry.Event{At: time.Now(), Node: j.node, Epoch: epoch, Kind: kind, Message: message}
+	e := cluster.Event{At: time.Now(), Node: j.node, Epoch: epoch, Kind: kind, Message: message}
 	if data != nil {
 		text, err := json.Marshal(data)
 		if err != nil {

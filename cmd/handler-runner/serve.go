@@ -32,8 +32,8 @@ func (a *adapters) serve(ctx context.Context, h *handlerrunner.Handler) error {
 	mux := http.NewServeMux()
 	mux.Handle("/api/", api.Handler(api.Backend{
 		Node: h, Voter: voter{h}, View: h.View, Caller: certs.PeerName,
-		Divergences: divergences{a.host.Layout.Divergence()},
-		Admit:       membership.Admitter{Kind: a.host.Record.Node.Kind, Certs: a.host.Certs, Registry: a.reg, Version: node.Version, Log: a.host.Log},
+		Divergences: divergences{a.host.Layout.Divergence()}, Drill: a.drill,
+		Admit: membership.Admitter{Kind: a.host.Record.Node.Kind, Certs: a.host.Certs, Registry: a.reg, Version: node.Version, Log: a.host.Log},
 	}))
 	mux.Handle("/", status)
 	conf, err := a.host.ServerTLS()
@@ -45,6 +45,13 @@ func (a *adapters) serve(ctx context.Context, h *handlerrunner.Handler) error {
 	group.Go(func() error { return listen(ctx, config.ListenOn(address, a.host.Config.Status.Listen), status, nil) })
 	group.Go(func() error { return listen(ctx, config.ListenOn(address, a.host.Config.API.Listen), mux, conf) })
 	return group.Wait()
+}
+
+func (a *adapters) drill(ctx context.Context, open bool) error {
+	if open {
+		return a.pg.OpenDrill(ctx)
+	}
+	return a.pg.CloseDrill(ctx)
 }
 
 // divergences is the folder of exports on this host.

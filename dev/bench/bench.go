@@ -22,16 +22,18 @@ type Options struct {
 	FirstAddress string
 	Bin          string // folder of our binaries; empty: that of this one
 	Runs         int
-	Only         []string // of Parts
-	JSON         string   // file; "-" for Out; empty: none
+	Only         []string      // of Parts; empty: all that can be done here but those that need much disk
+	ThawAfter    time.Duration // a node that is frozen is thawed
+	JSON         string        // file; "-" for Out; empty: none
 	Out          io.Writer
 	Progress     io.Writer
 }
 
 // The parts of a measurement that are no fault.
 const (
-	partIdle    = "idle"
-	partPgbench = "pgbench"
+	partMinority = "minority"
+	partIdle     = "idle"
+	partPgbench  = "pgbench"
 )
 
 // Parts lists what can be measured.
@@ -40,15 +42,20 @@ func Parts() []string {
 	for _, f := range faults {
 		names = append(names, f.Name)
 	}
-	return append(names, partIdle, partPgbench)
+	names = append(names, partMinority, partIdle, partPgbench)
+	for _, d := range databases {
+		names = append(names, d.part)
+	}
+	return names
 }
 
 // bench is one measurement under way.
 type bench struct {
 	Options
-	began  time.Time
-	rig    *rig.Rig
-	report Report
+	began    time.Time
+	rig      *rig.Rig
+	report   Report
+	watchers int64 // that there have been
 }
 
 // Run measures, and prints what was measured, also when it could not be
@@ -74,7 +81,12 @@ func (b *bench) say(format string, args ...any) {
 	fmt.Fprintf(b.Progress, "[%6.1fs] %s\n", time.Since(b.began).Seconds(), fmt.Sprintf(format, args...))
 }
 
-func (b *bench) wants(part string) bool { return slices.Contains(b.Only, part) }
+func (b *bench) wants(part string) bool {
+	if len(b.Only) > 0 {
+		return slices.Contains(b.Only, part)
+	}
+	return !slices.ContainsFunc(databases, func(d database) bool { return d.part == part })
+}
 
 func (b *bench) measure(ctx context.Context) error {
 	status, err := b.healthy(ctx, 0)
@@ -83,6 +95,14 @@ func (b *bench) measure(ctx context.Context) error {
 	}
 	if err := b.outages(ctx, status); err != nil {
 		return err
+	}
+	if b.wants(partMinority) {
+		err := b.minority(ctx)
+		if errors.Is(err, dev.ErrCannotCut) && len(b.Only) == 0 {
+			b.say("the minority is left out: %v", err)
+		} else if err != nil {
+			return fmt.Errorf("measure the minority: %w", err)
+		}
 	}
 	if b.wants(partIdle) {
 		if err := b.idle(ctx); err != nil {
@@ -94,6 +114,9 @@ func (b *bench) measure(ctx context.Context) error {
 			return fmt.Errorf("measure pgbench: %w", err)
 		}
 	}
+	if err := b.rejoins(ctx); err != nil {
+		return fmt.Errorf("measure the return of a crashed node: %w", err)
+	}
 	return nil
 }
 
@@ -101,7 +124,11 @@ func (b *bench) measure(ctx context.Context) error {
 const recoverWithin = 60 * time.Second
 
 func (b *bench) healthy(ctx context.Context, after cluster.Epoch) (rig.Status, error) {
-	ctx, cancel := context.WithTimeout(ctx, recoverWithin)
+	return b.healthyWithin(ctx, recoverWithin, after)
+}
+
+func (b *bench) healthyWithin(ctx context.Context, d time.Duration, after cluster.Epoch) (rig.Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
 	return b.rig.AwaitHealthy(ctx, after)
 }

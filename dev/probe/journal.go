@@ -7,9 +7,10 @@ import (
 
 // Ack is one acknowledged row.
 type Ack struct {
-	ID   int64
-	At   time.Time // when the acknowledgement came, with a monotonic reading
-	Node string    // that gave it
+	ID       int64
+	Sent, At time.Time // when it was sent and acknowledged, with monotonic readings
+	Node     string    // that acknowledged it
+	Timeline string    // on which that node wrote then, as PostgreSQL names it
 }
 
 // Journal is what a writer did. Every id is in exactly one of the three lists,
@@ -60,6 +61,31 @@ func (j Journal) Longest(from, to time.Time) Gap {
 		consider(Ack{At: to})
 	}
 	return longest
+}
+
+// Confirmed returns the acknowledged writes, with their times since a moment.
+func (j Journal) Confirmed(since time.Time) []Confirmed {
+	var writes []Confirmed
+	for _, a := range j.Acks {
+		writes = append(writes, Confirmed{a.Node, a.Timeline, a.Sent.Sub(since), a.At.Sub(since)})
+	}
+	return writes
+}
+
+// Discount makes indeterminate what one node acknowledged between two moments on
+// another timeline than the given one: a part of the cluster that is cut off
+// promises nothing for the time when it is whole again. It returns how many rows
+// that are.
+func (j *Journal) Discount(node, timeline string, from, to time.Time) int {
+	before := len(j.Acks)
+	j.Acks = slices.DeleteFunc(j.Acks, func(a Ack) bool {
+		out := a.Node == node && a.Timeline != timeline && a.At.After(from) && a.At.Before(to)
+		if out {
+			j.Indeterminate = append(j.Indeterminate, a.ID)
+		}
+		return out
+	})
+	return before - len(j.Acks)
 }
 
 // Summary are the figures of a series of measurements.

@@ -124,3 +124,15 @@ func TestExamine(t *testing.T) {
 		}
 	}
 }
+
+// What a node acknowledged while it was cut off is at risk; what it had
+// acknowledged before, on the cluster's timeline, is not.
+func TestDiscount(t *testing.T) {
+	j := Journal{Began: noon, First: 1, Next: 7, Acks: []Ack{
+		{ID: 1, At: at(1), Node: "a", Timeline: "1"}, {ID: 2, At: at(11), Node: "a", Timeline: "1"}, {ID: 3, At: at(12), Node: "b", Timeline: "2"},
+		{ID: 4, At: at(13), Node: "a", Timeline: "17"}, {ID: 5, At: at(40), Node: "a", Timeline: "3"},
+	}}
+	if n := j.Discount("a", "1", at(10), at(30)); n != 1 || !slices.Equal(j.Indeterminate, []int64{4}) || len(j.Acks) != 4 {
+		t.Errorf("%d: %+v", n, j)
+	}
+}

@@ -19,6 +19,8 @@ type Options struct {
 	Every   time.Duration // from the start of a write to that of the next; 0: 5 ms
 	Limit   time.Duration // a write that takes longer is given up as indeterminate; 0: 1.5 s
 	Connect time.Duration // an attempt to connect that takes longer is given up; 0: 150 ms
+	Pause   time.Duration // between two looks at a node that takes no writes; 0: 5 ms
+	First   int64         // id of the first row, in the table of another writer; 0: after the highest id there is
 }
 
 // Writer writes rows, one a transaction and one at a time.
@@ -30,10 +32,14 @@ type Writer struct {
 	journal Journal
 }
 
-const table = `create table if not exists probe (id bigint primary key, at timestamptz not null, writer text not null)`
+const (
+	table  = `create table if not exists probe (id bigint primary key, at timestamptz not null, writer text not null)`
+	insert = `insert into probe (id, at, writer) values ($1, $2, $3) returning substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)`
+)
 
 // Open makes the table on the node that takes writes, and a writer that goes on
-// after the highest id in it. It waits for such a node until ctx ends.
+// after the highest id in it. It waits for such a node until ctx ends. With First
+// it looks for none.
 func Open(ctx context.Context, o Options) (*Writer, error) {
 	if o.Every == 0 {
 		o.Every = 5 * time.Millisecond
@@ -41,11 +47,14 @@ func Open(ctx context.Context, o Options) (*Writer, error) {
 	if o.Limit == 0 {
 		o.Limit = 1500 * time.Millisecond
 	}
-	finder, err := NewFinder(FinderOptions{Targets: o.Targets, Connect: o.Connect})
+	finder, err := NewFinder(FinderOptions{Targets: o.Targets, Connect: o.Connect, Pause: o.Pause})
 	if err != nil {
 		return nil, fmt.Errorf("open probe: %w", err)
 	}
-	w := &Writer{opts: o, finder: finder, journal: Journal{Writer: o.Name}}
+	w := &Writer{opts: o, finder: finder, journal: Journal{Writer: o.Name, First: o.First, Next: o.First}}
+	if o.First != 0 {
+		return w, nil
+	}
 	defer w.finder.Wait()
 	s, err := w.finder.Find(ctx)
 	if err != nil {
@@ -127,16 +136,16 @@ func (w *Writer) write(ctx context.Context, s *Session) (Outcome, error) {
 	w.mu.Unlock()
 	try, cancel := context.WithTimeout(context.WithoutCancel(ctx), w.opts.Limit)
 	defer cancel()
+	ack := Ack{ID: id, Sent: time.Now(), Node: s.Node}
 	how, err := s.Do(try, func(ctx context.Context, conn *pgx.Conn) error {
-		_, err := conn.Exec(ctx, `insert into probe (id, at, writer) values ($1, $2, $3)`, id, time.Now(), w.opts.Name)
-		return err
+		return conn.QueryRow(ctx, insert, id, ack.Sent, w.opts.Name).Scan(&ack.Timeline)
 	})
-	now := time.Now()
+	ack.At = time.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch how {
 	case Acknowledged:
-		w.journal.Acks = append(w.journal.Acks, Ack{ID: id, At: now, Node: s.Node})
+		w.journal.Acks = append(w.journal.Acks, ack)
 	case Refused:
 		w.journal.Refused = append(w.journal.Refused, id)
 	default:

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -18,7 +19,6 @@ import (
 	"github.com/understudy-ha/understudy/dev"
 	"github.com/understudy-ha/understudy/dev/probe"
 	"github.com/understudy-ha/understudy/node"
-	"github.com/understudy-ha/understudy/registry"
 )
 
 // Rig is a dev cluster.
@@ -86,6 +86,17 @@ func (r *Rig) Node(name string) (dev.NodeInfo, bool) {
 	return dev.NodeInfo{}, false
 }
 
+// OnAll does the same on all nodes at once.
+func (r *Rig) OnAll(do func(n dev.NodeInfo) error) error {
+	failed := make([]error, len(r.Nodes))
+	var all sync.WaitGroup
+	for i, n := range r.Nodes {
+		all.Go(func() { failed[i] = do(n) })
+	}
+	all.Wait()
+	return errors.Join(failed...)
+}
+
 // askWithin bounds a question to one node.
 const askWithin = 5 * time.Second
 
@@ -121,8 +132,8 @@ func (r *Rig) Run(ctx context.Context, n dev.NodeInfo, args ...string) ([]byte, 
 }
 
 // Events returns the history from since on, oldest first.
-func (r *Rig) Events(ctx context.Context, since time.Time) ([]registry.Event, error) {
-	var events []registry.Event
+func (r *Rig) Events(ctx context.Context, since time.Time) ([]cluster.Event, error) {
+	var events []cluster.Event
 	err := r.ask(ctx, &events, "cluster", "events", "--json", "--since", (time.Since(since) + time.Second).String())
 	return events, err
 }
@@ -134,6 +145,16 @@ func (r *Rig) SetActive(ctx context.Context, active, target string) error {
 		return fmt.Errorf("set-active: %w: %s", dev.ErrNoNode, active)
 	}
 	_, err := r.Run(ctx, n, "cluster", "set-active", target)
+	return err
+}
+
+// SetOption sets one of the cluster's options, NAME=VALUE, by the command on a node.
+func (r *Rig) SetOption(ctx context.Context, on, option string) error {
+	n, ok := r.Node(on)
+	if !ok {
+		return fmt.Errorf("set %s: %w: %s", option, dev.ErrNoNode, on)
+	}
+	_, err := r.Run(ctx, n, "cluster", "options", "set", option)
 	return err
 }
 

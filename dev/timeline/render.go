@@ -9,8 +9,8 @@ import (
 
 	"golang.org/x/term"
 
-	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/dev/probe"
+	"github.com/understudy-ha/understudy/history"
 )
 
 // Width is the most columns that anything here uses.
@@ -77,7 +77,7 @@ const bars = 56
 func waterfall(w io.Writer, s Style, c Change, outage probe.Gap) {
 	steps := c.Steps
 	if outage.After != "" {
-		steps = append(steps[:len(steps):len(steps)], Step{"first write", outage.To, outage.After})
+		steps = append(steps[:len(steps):len(steps)], history.Step{Name: "first write", At: outage.To, Node: outage.After})
 	}
 	total := time.Duration(1)
 	for _, step := range steps {
@@ -94,7 +94,7 @@ func waterfall(w io.Writer, s Style, c Change, outage probe.Gap) {
 			mark = s.Good
 		}
 		name := step.Name
-		if name == Detected && c.Asked {
+		if name == history.Detected && c.Asked {
 			name = "asked"
 		}
 		fmt.Fprintf(w, "   %-12s %s  %-8s %s\n", name, s.Bold(fmt.Sprintf("%9s", Millis(since))), step.Node, mark(bar))
@@ -129,7 +129,11 @@ func facts(c Change, outage probe.Gap) []fact {
 			label = ""
 		}
 		said := fmt.Sprintf("%-8s %s  ", a.Node, a.Position)
-		out = append(out, fact{label, said + fate(c, a), len(said)})
+		fate := c.Fate(a.Node)
+		if a.Node == c.Winner {
+			fate = "<- " + fate
+		}
+		out = append(out, fact{label, said + fate, len(said)})
 	}
 	add("because", "%s, says %s", c.Reason, c.By)
 	if c.Wasted > 0 {
@@ -141,7 +145,7 @@ func facts(c Change, outage probe.Gap) []fact {
 	if c.Start.Timeline > 0 {
 		add("timeline", "%d begins at %s; commits are confirmed by %s", c.Start.Timeline, c.Start.LSN, c.Quorum)
 	}
-	switch r, f := c.Rejoin, c.Fault; {
+	switch f, r := c.Fault, c.Return(c.Fault.Active); {
 	case r.Node == c.Winner:
 		add("rejoined", "%s is the active node again", r.Node)
 	case r.Standby.IsZero():
@@ -168,19 +172,6 @@ func facts(c Change, outage probe.Gap) []fact {
 		add("outage", "%s between two acknowledged writes, the last by %s and the next by %s", Millis(outage.Length()), outage.Before, outage.After)
 	}
 	return out
-}
-
-// fate says what the election thought of an answer.
-func fate(c Change, a cluster.Answer) string {
-	if a.Node == c.Winner {
-		return "<- elected"
-	}
-	for _, p := range c.Passed {
-		if p.Node == a.Node {
-			return p.Reason
-		}
-	}
-	return ""
 }
 
 // wrap breaks a text into lines of at most width columns, at spaces where there

@@ -12,20 +12,20 @@ import (
 
 	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/dev/probe"
-	"github.com/understudy-ha/understudy/registry"
+	"github.com/understudy-ha/understudy/history"
 )
 
 var update = flag.Bool("update", false, "write the golden text anew")
 
 // recorded are the events of a cluster of three nodes: its start, the active
 // PostgreSQL killed, the active node killed, and a hand-over.
-func recorded(t *testing.T) []registry.Event {
+func recorded(t *testing.T) []cluster.Event {
 	t.Helper()
 	text, err := os.ReadFile("testdata/events.json")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var events []registry.Event
+	var events []cluster.Event
 	if err := json.Unmarshal(text, &events); err != nil {
 		t.Fatal(err)
 	}
@@ -96,17 +96,17 @@ func TestReadRecording(t *testing.T) {
 	if len(c.Answers) != 2 || c.Answers[0].Node != "node1" || c.Start != (cluster.Position{Timeline: 4, LSN: 0x504ACA8}) || c.Quorum.K != 1 {
 		t.Errorf("got answers %+v, start %v, quorum %v", c.Answers, c.Start, c.Quorum)
 	}
-	if d, ok := c.At(Writable); !ok || d.Round(time.Millisecond) != 5800*time.Millisecond {
+	if d, ok := c.Since(history.Writable); !ok || d.Round(time.Millisecond) != 5800*time.Millisecond {
 		t.Errorf("writable at %v, %v", d, ok)
 	}
-	if c.Rejoin.Node != "node2" || c.Rejoin.Standby.IsZero() {
-		t.Errorf("rejoined: %+v", c.Rejoin)
+	if c.Return("node2").Standby.IsZero() {
+		t.Errorf("rejoined: %+v", c.Returns)
 	}
 }
 
 // changed reads the first change of the recording, after f has had its way with
 // the events.
-func changed(t *testing.T, f func([]registry.Event) []registry.Event) Change {
+func changed(t *testing.T, f func([]cluster.Event) []cluster.Event) Change {
 	t.Helper()
 	c, err := Read(killed, f(recorded(t)), powerCut.At)
 	if err != nil {
@@ -115,8 +115,8 @@ func changed(t *testing.T, f func([]registry.Event) []registry.Event) Change {
 	return c
 }
 
-func event(clock, node, kind string, epoch cluster.Epoch, data string) registry.Event {
-	return registry.Event{At: at(clock), Node: node, Kind: kind, Epoch: epoch, Data: json.RawMessage(data)}
+func event(clock, node, kind string, epoch cluster.Epoch, data string) cluster.Event {
+	return cluster.Event{At: at(clock), Node: node, Kind: kind, Epoch: epoch, Data: json.RawMessage(data)}
 }
 
 func story(c Change, gap probe.Gap) string {
@@ -133,8 +133,8 @@ func expect(t *testing.T, text, want string) {
 }
 
 func TestNobodyBecameWritable(t *testing.T) {
-	c := changed(t, func(e []registry.Event) []registry.Event {
-		return slices.DeleteFunc(e, func(e registry.Event) bool { return e.Kind == "writable" })
+	c := changed(t, func(e []cluster.Event) []cluster.Event {
+		return slices.DeleteFunc(e, func(e cluster.Event) bool { return e.Kind == "writable" })
 	})
 	if c.Winner != "" || c.Wasted != 1 {
 		t.Errorf("got %+v", c)
@@ -143,7 +143,7 @@ func TestNobodyBecameWritable(t *testing.T) {
 }
 
 func TestAWinnerThatWasPassedOver(t *testing.T) {
-	c := changed(t, func(e []registry.Event) []registry.Event {
+	c := changed(t, func(e []cluster.Event) []cluster.Event {
 		for i := range e {
 			if e[i].Epoch == 2 {
 				e[i].Epoch = 3
@@ -158,7 +158,7 @@ func TestAWinnerThatWasPassedOver(t *testing.T) {
 }
 
 func TestAnElectionThatNobodyAskedFor(t *testing.T) {
-	c := changed(t, func(e []registry.Event) []registry.Event {
+	c := changed(t, func(e []cluster.Event) []cluster.Event {
 		return append(e, event("06:21:36.5", "node3", "elected", 3, `{"winner":"node3"}`))
 	})
 	if c.Later != 1 {
@@ -168,7 +168,7 @@ func TestAnElectionThatNobodyAskedFor(t *testing.T) {
 }
 
 func TestRejoinByRewind(t *testing.T) {
-	c := changed(t, func(e []registry.Event) []registry.Event {
+	c := changed(t, func(e []cluster.Event) []cluster.Event {
 		return append(e, event("06:21:35.938", "node1", "rewind", 2, ""),
 			event("06:21:36.438", "node1", "state", 2, `{"from":"rejoining","to":"standby"}`))
 	})
@@ -176,14 +176,14 @@ func TestRejoinByRewind(t *testing.T) {
 }
 
 func TestNotBackYet(t *testing.T) {
-	c := changed(t, func(e []registry.Event) []registry.Event {
+	c := changed(t, func(e []cluster.Event) []cluster.Event {
 		return append(e, event("06:21:36", "node1", "state", 2, `{"from":"standby","to":"failed"}`))
 	})
 	expect(t, story(c, killedGap), "node1 has not come back")
 }
 
 func TestOutageThatGoesOn(t *testing.T) {
-	c := changed(t, func(e []registry.Event) []registry.Event { return e })
+	c := changed(t, func(e []cluster.Event) []cluster.Event { return e })
 	gap := killedGap
 	gap.After, gap.To = "", gap.From.Add(12*time.Second)
 	text := story(c, gap)

@@ -1,0 +1,34 @@
+package handlerrunner
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/understudy-ha/understudy/cluster"
+)
+
+// A timeline's number does not say whose it is: the epoch that made it does.
+func TestLines(t *testing.T) {
+	first, second, third := cluster.Line{Timeline: 2, Epoch: 1}, cluster.Line{Timeline: 3, Epoch: 2}, cluster.Line{Timeline: 3, Epoch: 3}
+	for name, c := range map[string]struct {
+		lines  []cluster.Line
+		tl     cluster.Timeline
+		leader []cluster.Line
+		want   bool
+	}{
+		"nothing that broke off":                   {nil, 3, []cluster.Line{third}, false},
+		"the same line":                            {[]cluster.Line{first}, 2, []cluster.Line{first, third}, false},
+		"its own line, which the leader knows not": {[]cluster.Line{first, second}, 3, []cluster.Line{first, third}, true},
+		"followed, but nothing was received of it": {[]cluster.Line{first, second}, 2, []cluster.Line{first, third}, false},
+		"an older one, far behind the leader":      {[]cluster.Line{{Timeline: 2, Epoch: 2}}, 2, []cluster.Line{first, third}, true},
+	} {
+		d, db := durable{Lines: c.lines}, Database{Position: cluster.Position{Timeline: c.tl}}
+		if got := doubled(cluster.Leader{Epoch: 3, Lines: c.leader}, d, db); got != c.want {
+			t.Errorf("%s: doubled %v, want %v", name, got, c.want)
+		}
+	}
+	// Who followed a promotion and has none of its WAL does not claim to know it.
+	if on := (durable{Lines: []cluster.Line{first, second}}).on(2); !slices.Equal(on, []cluster.Line{first}) {
+		t.Errorf("on %v, want %v alone", on, first)
+	}
+}
