@@ -204,7 +204,7 @@ func tipOf(b Ballot) (tip Answer, found bool) {
 func rejoined(b Ballot) []Answer {
 	answers := slices.Clone(b.Answers)
 	for i, a := range answers {
-		if a.Line > 0 && a.Line == b.View.Sync.Epoch {
+		if a.Side != nil && a.Line > a.Side.Epoch && a.Line == b.View.Sync.Epoch {
 			answers[i].Side = nil
 		}
 	}

@@ -27,14 +27,15 @@ func (d durable) on(tl cluster.Timeline) (lines []cluster.Line) {
 }
 
 // line is the epoch of the promotion that made the timeline tl of this node's
-// WAL, if another node may know nothing of it. A part's timeline was not made by
-// any, whatever its number.
-func (d durable) line(tl cluster.Timeline) cluster.Epoch {
-	on := d.on(tl)
-	if len(on) == 0 || d.Side != nil && d.Side.Timeline == tl {
-		return 0
+// WAL, if another node may know nothing of it. A part's timeline was made by none,
+// whatever its number.
+func (d durable) line(tl cluster.Timeline) (epoch cluster.Epoch) {
+	for _, l := range d.on(tl) {
+		if d.Side == nil || l.Epoch <= d.Side.Epoch || tl != d.Side.Timeline {
+			epoch = l.Epoch
+		}
 	}
-	return on[len(on)-1].Epoch
+	return epoch
 }
 
 // doubled says that this node's WAL is on a line that the leader is not on, so
@@ -66,7 +67,7 @@ func (h *Handler) confirm() {
 		return
 	}
 	if d.Side != nil {
-		if d.line(db.Position.Timeline) == 0 {
+		if d.line(db.Position.Timeline) <= d.Side.Epoch {
 			return // by the line it is known that this node has left its part, once it has
 		}
 		h.mu.Lock()
