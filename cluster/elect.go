@@ -258,12 +258,14 @@ func unfit(b Ballot, a Answer) string {
 	return ""
 }
 
-// furthest orders positions on one line of timelines.
+// furthest orders answers on one line of timelines.
 func furthest(x, y Answer) int {
-	return cmp.Or(
-		cmp.Compare(y.Position.Timeline, x.Position.Timeline),
-		cmp.Compare(y.Position.LSN, x.Position.LSN),
-		strings.Compare(x.Node, y.Node))
+	return cmp.Or(beyond(x.Position, y.Position), strings.Compare(x.Node, y.Node))
+}
+
+// beyond orders positions on one line of timelines, the furthest first.
+func beyond(x, y Position) int {
+	return cmp.Or(cmp.Compare(y.Timeline, x.Timeline), cmp.Compare(y.LSN, x.LSN))
 }
 
 // preference orders electable nodes: WAL first, then what operators wish.

@@ -183,7 +183,13 @@ func tipOf(b Ballot) (tip Answer, found bool) {
 			own[0].Last = o.Last // any of them tells when the line was last written
 		}
 	}
-	slices.SortFunc(sides, func(x, y Answer) int { return cmp.Or(latest(x, y), furthest(x, y)) })
+	mode := HealMode(b.View.Options("").Get("heal"))
+	slices.SortFunc(sides, func(x, y Answer) int {
+		if mode == HealMajority { // whose part has most of the cluster's own
+			return cmp.Or(beyond(x.Side.Fork, y.Side.Fork), latest(x, y), furthest(x, y))
+		}
+		return cmp.Or(latest(x, y), furthest(x, y))
+	})
 	switch {
 	case len(own)+len(sides) == 0:
 		return Answer{}, false
@@ -192,7 +198,7 @@ func tipOf(b Ballot) (tip Answer, found bool) {
 	case len(own) == 0 || sides[0].leads(own[0]):
 		return sides[0], true
 	}
-	if wins, _ := SideWins(HealMode(b.View.Options("").Get("heal")), own[0], sides[0]); wins && !own[0].leads(sides[0]) {
+	if wins, _ := SideWins(mode, own[0], sides[0]); wins && !own[0].leads(sides[0]) {
 		return sides[0], true
 	}
 	return own[0], true

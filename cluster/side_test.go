@@ -100,6 +100,11 @@ func TestElectAfterAPartition(t *testing.T) {
 			b.View.Sync.Members = []string{"c"}
 			b.Answers = b.Answers[1:]
 		}, "c", "furthest"},
+		"two sides, and heal is majority: the one with most of the cluster's own": {func(b *Ballot) {
+			option(*b, "", "heal", "majority")
+			b.Answers[0] = aside("b", 300)
+			b.Answers[0].Position.Timeline, b.Answers[0].Last, b.Answers[0].Side.Fork.LSN = 34, written(30), 150
+		}, "b", ""},
 		"a side that went on with the active of the sync set is none": {func(b *Ballot) {
 			b.View.Sync = SyncSet{Epoch: 6, Leader: "c", Members: []string{"a"}, K: 1}
 			option(*b, "", "heal", "majority")

@@ -241,7 +241,7 @@ func (h *Handler) see(v cluster.View, ok bool) {
 	h.mu.Lock()
 	before := h.view
 	if ok {
-		if v.NextMaster.Epoch != h.view.NextMaster.Epoch || v.Leader.Held != h.view.Leader.Held {
+		if h.seen.IsZero() || v.NextMaster.Epoch != h.view.NextMaster.Epoch || v.Leader.Held != h.view.Leader.Held {
 			h.seen = time.Now()
 		}
 		h.view = v

@@ -48,6 +48,8 @@ func (r roster) update(now time.Time, db Database, members []string, patience ti
 // key, and a sync set of the standbys that there are, one step of
 // cluster.PlanSync a round.
 func (h *Handler) maintain(ctx context.Context, o cluster.Observation) error {
+	ctx, cancel := context.WithTimeout(ctx, lifetime(h.ttl())) // by then the lease may have ended, and the driver must see to that
+	defer cancel()
 	_, _, db := h.snapshot()
 	others := h.others(o.View)
 	if !slices.Equal(others, h.slotted) {
