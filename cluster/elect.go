@@ -165,6 +165,7 @@ type electorate struct {
 
 func voters(b Ballot) *electorate {
 	v := &electorate{}
+	b.Answers = rejoined(b)
 	tip, found := tipOf(b)
 	for _, a := range b.Answers {
 		switch reason := unsound(b, a); {

@@ -145,6 +145,10 @@ type Assignment struct {
 	Reason string    `json:"reason"`
 	By     string    `json:"by"` // the node, or operator, that wrote it
 	At     time.Time `json:"at"` // wall clock of By; never compared
+	// Above is the latest timeline that the cluster is known to have been on.
+	// Whoever is named makes a later one, also where a part of the cluster
+	// whose numbers are lower goes on.
+	Above Timeline `json:"above,omitempty"`
 }
 
 // Leader is the value of the leader key. Held says whether a session holds the

@@ -64,7 +64,7 @@ func ElectSide(v View, answers []Answer) Outcome {
 			return Outcome{Reason: a.Node + " is in the majority", Majority: a.Node}
 		case a.Verdict != Minority:
 			return Outcome{Reason: fmt.Sprintf("%s is not known to be in the minority: %s", a.Node, a.Verdict)}
-		case reason != "":
+		case reason != "" && !a.Serving:
 			e.pass(a.Node, reason)
 		default:
 			e.fit = append(e.fit, a)
@@ -192,6 +192,31 @@ func tipOf(b Ballot) (tip Answer, found bool) {
 		return sides[0], true
 	}
 	return own[0], true
+}
+
+// rejoined returns the answers without the sides that are none any more: whose WAL
+// has gone on, on the timeline of the active that published the sync set. What
+// such a node has confirmed there was the cluster's.
+func rejoined(b Ballot) []Answer {
+	answers := slices.Clone(b.Answers)
+	for i, a := range answers {
+		if a.Line > 0 && a.Line == b.View.Sync.Epoch {
+			answers[i].Side = nil
+		}
+	}
+	return answers
+}
+
+// Above is the latest timeline that the cluster, or a part of it, is known to
+// have been on: see Assignment.
+func Above(b Ballot) Timeline {
+	last := max(b.View.NextMaster.Above, b.View.Leader.Timeline)
+	for _, a := range b.Answers {
+		if unsound(b, a) == "" {
+			last = max(last, a.Position.Timeline)
+		}
+	}
+	return last
 }
 
 // leads says that o lies on the way to a.

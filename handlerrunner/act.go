@@ -183,9 +183,10 @@ func (h *Handler) mayFollow(ctx context.Context, v cluster.View) (bool, error) {
 			return false, nil
 		}
 	}
-	if l.Ready && v.SyncMode() != cluster.Async {
+	if l.Ready && v.SyncMode() != cluster.Async && d.Side == nil {
 		return true, h.clearLines()
 	}
+	// By its lines it is known that a node has left the part it was in, see confirm.
 	return true, h.embark(l)
 }
 

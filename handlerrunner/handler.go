@@ -316,6 +316,9 @@ func (h *Handler) enter(d cluster.Decision) {
 	from, epoch := h.durable.State, h.view.NextMaster.Epoch
 	h.durable.State, h.reason, h.since = d.To, d.Reason, time.Now()
 	h.attempt, h.followed = cluster.Unknown, 0
+	if from == cluster.ActiveMinority {
+		h.chosen = cluster.Unknown // nor is that of before
+	}
 	h.mu.Unlock()
 	h.roster, h.slotted, h.changed = roster{}, nil, 0
 	if d.To != cluster.Promoting && d.To != cluster.Active {

@@ -55,6 +55,11 @@ func (h *Handler) promote(ctx context.Context) error {
 	if err := ready.Wait(); err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
+	if behind := int(view.NextMaster.Above) - int(db.Position.Timeline); behind > 0 {
+		if err := h.Divergence.SkipTimelines(ctx, behind); err != nil {
+			return fmt.Errorf("promote: %w", err)
+		}
+	}
 	start, err := h.Postgres.Promote(ctx)
 	if err != nil {
 		return fmt.Errorf("promote: %w", err)
