@@ -44,6 +44,10 @@ type Side struct {
 	Epoch  Epoch     `json:"epoch"`  // of the cluster, when the part was cut off
 	Fork   Position  `json:"fork"`   // up to here its WAL is the cluster's
 	Since  time.Time `json:"since"`
+
+	// Timeline is the one that the part was served on, as a node that follows
+	// there has seen it.
+	Timeline Timeline `json:"timeline,omitempty"`
 }
 
 // Gap is how many timelines the named node passes over to serve a minority.
@@ -200,7 +204,7 @@ func tipOf(b Ballot) (tip Answer, found bool) {
 func rejoined(b Ballot) []Answer {
 	answers := slices.Clone(b.Answers)
 	for i, a := range answers {
-		if a.Line > 0 && a.Line == b.View.Sync.Epoch {
+		if a.Side != nil && a.Line > a.Side.Epoch && a.Line == b.View.Sync.Epoch {
 			answers[i].Side = nil
 		}
 	}
@@ -211,7 +215,7 @@ func rejoined(b Ballot) []Answer {
 // have been on: see Assignment.
 func Above(b Ballot) Timeline {
 	last := max(b.View.NextMaster.Above, b.View.Leader.Timeline)
-	for _, a := range b.Answers {
+	for _, a := range b.published().Answers {
 		if unsound(b, a) == "" {
 			last = max(last, a.Position.Timeline)
 		}

@@ -100,6 +100,13 @@ func TestElectAfterAPartition(t *testing.T) {
 			b.View.Sync.Members = []string{"c"}
 			b.Answers = b.Answers[1:]
 		}, "c", "furthest"},
+		"a side that went on with the active of the sync set is none": {func(b *Ballot) {
+			b.View.Sync = SyncSet{Epoch: 6, Leader: "c", Members: []string{"a"}, K: 1}
+			option(*b, "", "heal", "majority")
+			a := aside("a", 400)
+			a.Line = 6
+			b.Answers = []Answer{a, b.Answers[0]}
+		}, "a", "furthest"},
 		"two sides: the one that was written last": {func(b *Ballot) {
 			b.Answers[0] = aside("b", 500)
 			b.Answers[0].Position.Timeline, b.Answers[0].Last = 34, written(30)
@@ -132,6 +139,8 @@ func TestElectSide(t *testing.T) {
 	}
 	serving := in("c", 100, Minority)
 	serving.Serving = true
+	struggling := serving
+	struggling.Problem = "its unit x does not run"
 	ill := in("b", 200, Minority)
 	ill.Problem = "its unit x does not run"
 	for name, c := range map[string]struct {
@@ -142,6 +151,7 @@ func TestElectSide(t *testing.T) {
 		"alone":                               {[]Answer{in("b", 100, Minority)}, "b", "furthest"},
 		"the furthest":                        {[]Answer{in("b", 100, Minority), in("c", 200, Minority)}, "c", "furthest"},
 		"who serves already stays":            {[]Answer{in("b", 200, Minority), serving}, "c", ""},
+		"also with a unit that fails":         {[]Answer{in("b", 200, Minority), struggling}, "c", ""},
 		"one of them is in the majority":      {[]Answer{in("b", 200, Minority), in("c", 100, Majority)}, "", "c is in the majority"},
 		"one of them does not know yet":       {[]Answer{in("b", 200, Minority), in("c", 100, Undecided)}, "", "not known to be in the minority"},
 		"nobody fit":                          {[]Answer{ill}, "", "no node in this part"},
@@ -175,5 +185,20 @@ func TestFork(t *testing.T) {
 		if got := line.Fork(3, c.other, c.at); got != c.want {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}
+	}
+}
+
+func TestAbove(t *testing.T) {
+	b := parted()
+	if got := Above(b); got != 50 {
+		t.Errorf("a side has made timeline 50, and %d is told", got)
+	}
+	b.View.NextMaster.Above = 60
+	if got := Above(b); got != 60 {
+		t.Errorf("an election has told of 60 before, and this one tells of %d", got)
+	}
+	b.View.NextMaster.Above, b.View.Leader.Timeline = 0, 70
+	if got := Above(b); got != 70 {
+		t.Errorf("the last active was on 70, and %d is told", got)
 	}
 }

@@ -126,9 +126,7 @@ func (h *Handler) answer(ctx context.Context, promise cluster.Epoch) (cluster.An
 		return a, fmt.Errorf("detach for epoch %d: %w", promise, err)
 	}
 	a.Position = pos
-	if on := d.on(pos.Timeline); len(on) > 0 {
-		a.Line = on[len(on)-1].Epoch
-	}
+	a.Line = d.line(pos.Timeline)
 	if a.History, err = h.Replication.History(ctx, pos.Timeline); err != nil {
 		return a, fmt.Errorf("detach for epoch %d: %w", promise, err)
 	}

@@ -26,6 +26,18 @@ func (d durable) on(tl cluster.Timeline) (lines []cluster.Line) {
 	return lines
 }
 
+// line is the epoch of the promotion that made the timeline tl of this node's
+// WAL, if another node may know nothing of it. A part's timeline was made by none,
+// whatever its number.
+func (d durable) line(tl cluster.Timeline) (epoch cluster.Epoch) {
+	for _, l := range d.on(tl) {
+		if d.Side == nil || l.Epoch <= d.Side.Epoch || tl != d.Side.Timeline {
+			epoch = l.Epoch
+		}
+	}
+	return epoch
+}
+
 // doubled says that this node's WAL is on a line that the leader is not on, so
 // that its timeline may be another one than the leader's of that number.
 func doubled(l cluster.Leader, d durable, db Database) bool {

@@ -158,12 +158,14 @@ func (h *Handler) followPart(ctx context.Context, view cluster.View, answers []c
 	h.mu.Lock()
 	streams := h.db.Streaming
 	h.mu.Unlock()
-	if !there.Serving || streams || !there.History.Leads(there.Position.Timeline, own.Position, own.History) {
+	if !there.Serving || there.Side == nil || streams || !there.History.Leads(there.Position.Timeline, own.Position, own.History) {
 		return nil
 	}
 	h.moving.Lock()
 	defer h.moving.Unlock()
-	if err := h.keepSide(there.Side); err != nil {
+	side := *there.Side
+	side.Timeline = there.Position.Timeline
+	if err := h.keepSide(&side); err != nil {
 		return err
 	}
 	if err := h.Replication.Follow(ctx, view.Nodes[leader]); err != nil {

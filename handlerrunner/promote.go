@@ -30,8 +30,8 @@ func (h *Handler) promote(ctx context.Context) error {
 	h.mu.Unlock()
 	view, d, db := h.snapshot()
 	epoch := view.NextMaster.Epoch
-	tl := db.Position.Timeline
-	leader := cluster.Leader{Node: h.Node, Epoch: epoch, Lines: append(d.on(tl), cluster.Line{Timeline: tl + 1, Epoch: epoch})}
+	tl, last := db.Position.Timeline, max(db.Position.Timeline, view.NextMaster.Above)
+	leader := cluster.Leader{Node: h.Node, Epoch: epoch, Lines: append(d.on(tl), cluster.Line{Timeline: last + 1, Epoch: epoch})}
 	ctx, cancel := context.WithTimeout(ctx, view.Options(h.Node).Stretch(promoteWithin))
 	defer cancel()
 	others := h.others(view)
@@ -55,8 +55,8 @@ func (h *Handler) promote(ctx context.Context) error {
 	if err := ready.Wait(); err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
-	if behind := int(view.NextMaster.Above) - int(db.Position.Timeline); behind > 0 {
-		if err := h.Divergence.SkipTimelines(ctx, behind); err != nil {
+	if last > tl {
+		if err := h.Divergence.SkipTimelines(ctx, int(last-tl)); err != nil {
 			return fmt.Errorf("promote: %w", err)
 		}
 	}

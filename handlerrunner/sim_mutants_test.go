@@ -1,6 +1,7 @@
 package handlerrunner
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"flag"
@@ -25,6 +26,7 @@ type mutant struct {
 	File  string `json:"file"` // from the top of the repository
 	Old   string `json:"old"`
 	New   string `json:"new"`
+	Nodes int    `json:"nodes"` // of the clusters that show it; 0: 3
 }
 
 var caught = regexp.MustCompile(`seed (\d+), \d+ nodes, is the (\d+)\. of this run: (.*)`)
@@ -53,7 +55,8 @@ func TestMutants(t *testing.T) {
 				return
 			}
 			began := time.Now()
-			out := runMutant(t, overlay, seeds)
+			nodes := cmp.Or(m.Nodes, 3)
+			out := runMutant(t, overlay, seeds, nodes)
 			found := caught.FindStringSubmatch(out)
 			if found == nil {
 				t.Fatalf("survives %d seeds:\n%s", seeds, out)
@@ -63,7 +66,7 @@ func TestMutants(t *testing.T) {
 				t.Fatal(err)
 			}
 			// What breaks the code as it is says nothing of the mutant.
-			if broken, _, _ := simulate(t, dir, seed, 3, false); broken != "" {
+			if broken, _, _ := simulate(t, dir, seed, nodes, false); broken != "" {
 				t.Fatalf("seed %d breaks the code as it is, too: %s", seed, broken)
 			}
 			t.Logf("| %s | %s | %s | %.0f s |", m.Name, found[3], found[2], time.Since(began).Seconds())
@@ -100,7 +103,7 @@ func (m mutant) overlay(t *testing.T) string {
 }
 
 // runMutant simulates the mutated code and returns what the test said.
-func runMutant(t *testing.T, overlay string, seeds uint64) string {
+func runMutant(t *testing.T, overlay string, seeds uint64, nodes int) string {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Minute)
 	defer cancel()
 	binary := filepath.Join(t.TempDir(), "mutant.test")
@@ -108,7 +111,7 @@ func runMutant(t *testing.T, overlay string, seeds uint64) string {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
-	run := exec.CommandContext(ctx, binary, "-test.run", "^TestSimulation$", "-sim.nodes", "3", "-sim.seeds", fmt.Sprint(seeds))
+	run := exec.CommandContext(ctx, binary, "-test.run", "^TestSimulation$", "-sim.nodes", strconv.Itoa(nodes), "-sim.seeds", fmt.Sprint(seeds))
 	out, _ := run.CombinedOutput() // that it fails is wanted
 	return string(out)
 }

@@ -249,6 +249,7 @@ var quick = map[string]func(*world, *host, []string) error{
 		}
 		return nil
 	},
+	"reach": func(_ *world, h *host, _ []string) error { h.isolated = false; return nil },
 	"write": func(_ *world, h *host, _ []string) error { h.idle = false; return nil },
 	"mute-all": func(w *world, _ *host, _ []string) error {
 		for _, h := range w.hosts {
