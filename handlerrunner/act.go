@@ -150,6 +150,16 @@ func (h *Handler) follow(ctx context.Context, o cluster.Observation) error {
 	if h.upstreamIs(l.Epoch) {
 		return nil
 	}
+	// A node that has taken the WAL of a part is of the cluster again before it
+	// takes more: it must not be told by what is not its own any more.
+	if _, d, _ := h.snapshot(); d.Side != nil {
+		if d.Side.Leader != l.Node && o.Diverged != cluster.No {
+			return nil
+		}
+		if err := h.keepSide(nil); err != nil {
+			return err
+		}
+	}
 	if may, err := h.mayFollow(ctx, o.View); err != nil || !may {
 		return err
 	}
@@ -183,10 +193,7 @@ func (h *Handler) mayFollow(ctx context.Context, v cluster.View) (bool, error) {
 			return false, nil
 		}
 	}
-	if d.Side != nil && d.Side.Leader == h.Node {
-		return false, nil // it claims, or it is mended
-	}
-	if l.Ready && v.SyncMode() != cluster.Async && d.Side == nil {
+	if l.Ready && v.SyncMode() != cluster.Async {
 		return true, h.clearLines()
 	}
 	return true, h.embark(l)

@@ -34,14 +34,15 @@ func (h *Handler) Detach(ctx context.Context, by string, epoch cluster.Epoch, se
 	}
 	h.moving.Lock()
 	defer h.moving.Unlock()
-	if valid, held := h.tenure.valid(time.Now()); valid {
+	valid, held := h.tenure.valid(time.Now())
+	switch side := h.ownSide(); {
+	case side != nil && (valid || h.serves()):
+		return h.unsettled(side), nil
+	case valid:
 		return cluster.Answer{}, fmt.Errorf("%s is active and holds the lease of epoch %d", h.Node, held)
 	}
 	if active := h.standsBy(); active != "" && active != by {
 		return cluster.Answer{}, fmt.Errorf("%s stands by the active node, %s, which Consul did not hear", h.Node, active)
-	}
-	if side := h.unsettled(); side != nil {
-		return cluster.Answer{Node: h.Node, Side: side, Serving: true}, nil
 	}
 	if follows := h.followedEpoch(); follows >= epoch {
 		return cluster.Answer{}, fmt.Errorf("%s follows the active of epoch %d already", h.Node, follows)
@@ -56,19 +57,27 @@ func (h *Handler) Detach(ctx context.Context, by string, epoch cluster.Epoch, se
 		return cluster.Answer{}, err
 	}
 	h.setUpstream(0)
-	return h.answer(ctx, promise)
+	a, err := h.answer(ctx, promise)
+	if side := h.ownSide(); err != nil && side != nil {
+		h.Log.Info("no final position yet", "epoch", epoch, "error", err)
+		return h.unsettled(side), nil
+	}
+	return a, err
 }
 
-// unsettled is the part that this node serves, or has served until now: its server
-// is no standby yet. Otherwise it is nil.
-func (h *Handler) unsettled() *cluster.Side {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	d := h.durable
-	if d.Side == nil || d.Side.Leader != h.Node || d.Lost || d.State != cluster.ActiveMinority && h.db.Running == cluster.Yes && h.db.Primary == cluster.No {
+// ownSide is the part that this node serves or has served, until it is open to
+// the whole cluster or has given way; else nil.
+func (h *Handler) ownSide() *cluster.Side {
+	_, d, _ := h.snapshot()
+	if d.Side == nil || d.Side.Leader != h.Node || d.Lost {
 		return nil
 	}
 	return d.Side
+}
+
+// unsettled is the answer of a node that has no final position of its side yet.
+func (h *Handler) unsettled(side *cluster.Side) cluster.Answer {
+	return cluster.Answer{Node: h.Node, Side: side, Serving: true}
 }
 
 // promise writes down that no WAL of an epoch before the given one is taken, and

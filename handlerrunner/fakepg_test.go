@@ -358,6 +358,7 @@ func (p *fakePG) origin(node cluster.Node) (*fakePG, error) {
 }
 
 func (p *fakePG) take(from *fakePG) {
+	p.slots = nil // neither pg_basebackup nor pg_rewind brings any, or leaves any
 	p.wal, p.timeline, p.history = slices.Clone(from.wal[:len(from.wal)-from.unflushed]), from.timeline, slices.Clone(from.history)
 	p.unflushed = 0
 	p.complete, p.stranded, p.upstream = true, false, from.h.name

@@ -20,6 +20,7 @@ const (
 	leaseTTL    = time.Second
 	leaseFactor = 1.8
 	renewals    = 3 // in a TTL
+	calmAfter   = 8 // TTLs in which Consul, silent until now, may yet lose the session
 )
 
 // tenure is the time in which this node may accept writes. It is kept by the
@@ -67,7 +68,7 @@ func lifetime(ttl time.Duration) time.Duration {
 func (t *tenure) renew(ctx context.Context, l Lease, ttl time.Duration) {
 	tick := time.NewTicker(ttl / renewals)
 	defer tick.Stop()
-	silent := false // Consul was, and those who vouched held the lease
+	var vouched time.Time // last, because Consul was silent
 	for {
 		select {
 		case <-ctx.Done():
@@ -79,25 +80,25 @@ func (t *tenure) renew(ctx context.Context, l Lease, ttl time.Duration) {
 		err := l.Renew(try)
 		cancel()
 		gone := errors.Is(err, ErrSessionGone)
+		unsettled := time.Since(vouched) < calmAfter*ttl
 		switch {
-		case err == nil:
-			silent = false
-		case gone && silent:
-			// Consul is back and has forgotten the session. Nobody can have
-			// been named meanwhile, so the lock is taken again.
+		case gone && unsettled:
+			// Consul is back, and has forgotten the session or found the checks
+			// that it is bound to expired. Nobody can be named once the lock is
+			// taken again, and whoever was has it.
 			asked = time.Now()
 			try, cancel := context.WithTimeout(ctx, ttl/2)
 			var again Lease
 			if again, err = t.retake(try, t.epoch); err == nil {
-				l, gone, silent = again, false, false
+				l, gone = again, false
 			}
 			cancel()
-		case !gone && ctx.Err() == nil:
+		case err != nil && !gone && ctx.Err() == nil:
 			// Consul is silent, which is neither a partition nor a rival.
 			asked = time.Now()
 			try, cancel := context.WithTimeout(ctx, ttl/2)
 			if t.vouched(try, t.epoch) {
-				err, silent = nil, true
+				err, vouched = nil, asked
 			}
 			cancel()
 		}
@@ -107,7 +108,7 @@ func (t *tenure) renew(ctx context.Context, l Lease, ttl time.Duration) {
 		case err == nil && !t.over:
 			t.until = asked.Add(lifetime(ttl))
 			t.hold(t.until)
-		case gone && !silent:
+		case gone && !unsettled:
 			t.until = time.Time{}
 		}
 		over := !time.Now().Before(t.until)

@@ -62,17 +62,9 @@ func (h *Handler) embark(l cluster.Leader) error {
 func (h *Handler) confirm() {
 	h.moving.Lock()
 	defer h.moving.Unlock()
-	v, d, db := h.snapshot()
+	v, d, _ := h.snapshot()
 	if len(d.Lines) == 0 || !v.Leader.Ready || v.SyncMode() == cluster.Async || d.Lines[len(d.Lines)-1].Epoch != v.Leader.Epoch {
 		return
-	}
-	if d.Side != nil {
-		if d.line(db.Position.Timeline) <= d.Side.Epoch {
-			return // by the line it is known that this node has left its part, once it has
-		}
-		h.mu.Lock()
-		h.durable.Side, h.durable.Lost = nil, false
-		h.mu.Unlock()
 	}
 	_ = h.clearLines() // keep has logged it; what stays on disk costs a returning node a clone
 }

@@ -90,7 +90,7 @@ func (h *Handler) diverged(ctx context.Context, o cluster.Observation, db Databa
 	if lost || doubled(l, d, db) {
 		return cluster.Yes
 	}
-	if db.Streaming {
+	if db.Streaming && db.Upstream == o.View.Nodes[l.Node].Address {
 		return cluster.No
 	}
 	t := h.lastTip()

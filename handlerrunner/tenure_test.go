@@ -154,20 +154,28 @@ func TestTenureIsLeftToTheNextHandler(t *testing.T) {
 	})
 }
 
-// forgetful is Consul that is silent, then back without the session.
-func forgetful(silences int) func(context.Context) error {
+// forgetful is Consul that is silent, then back, and after so many renewals more
+// without the session.
+func forgetful(silences, renewed int) func(context.Context) error {
+	n := 0
 	return func(context.Context) error {
-		if silences--; silences >= 0 {
+		switch n++; {
+		case n <= silences:
 			return errors.New("no leader")
+		case n <= silences+renewed:
+			return nil
 		}
 		return fmt.Errorf("renew: %w", ErrSessionGone)
 	}
 }
 
-func TestTenureTakesTheLockAgain(t *testing.T) {
+func TestTenureTakesTheLockAgain(t *testing.T)            { takesAgain(t, forgetful(20, 0)) }
+func TestTenureTakesTheLockAgainAWhileLater(t *testing.T) { takesAgain(t, forgetful(20, 4)) }
+
+func takesAgain(t *testing.T, consul func(context.Context) error) {
 	synctest.Test(t, func(t *testing.T) {
 		var held time.Time
-		first, second := &scriptedLease{renew: forgetful(20)}, &scriptedLease{renew: func(context.Context) error { return nil }}
+		first, second := &scriptedLease{renew: consul}, &scriptedLease{renew: func(context.Context) error { return nil }}
 		x := &tenure{log: slog.New(slog.DiscardHandler), wake: func() {}, hold: func(until time.Time) { held = until },
 			vouched: func(context.Context, cluster.Epoch) bool { return true },
 			retake: func(_ context.Context, epoch cluster.Epoch) (Lease, error) {
@@ -194,7 +202,7 @@ func TestTenureTakesTheLockAgain(t *testing.T) {
 
 func TestTenureIsNotTakenAgainWhereAnotherWasNamed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		x, woken := vouchedFor(&scriptedLease{renew: forgetful(1)}, time.Now(), true)
+		x, woken := vouchedFor(&scriptedLease{renew: forgetful(1, 0)}, time.Now(), true)
 		<-woken
 		mustBe(t, x, false)
 	})
