@@ -72,7 +72,7 @@ func Elect(b Ballot) Outcome {
 	}
 	v := voters(b)
 	if i := slices.IndexFunc(b.Answers, Answer.serving); i >= 0 {
-		return v.undecided(b.Answers[i].Node + " still serves a part that was cut off, and may have what goes on")
+		return v.undecided(b.Answers[i].Node + " may still serve a part that was cut off, and have what goes on")
 	}
 	if len(v.sound) == 0 {
 		return v.undecided("no node with a whole copy of the database has answered")
@@ -172,7 +172,7 @@ func (v *electorate) seen() (lsn LSN) {
 
 func (a Answer) serving() bool { return a.Serving }
 
-// Settled leaves out the answers of nodes that still serve a part.
+// Settled leaves out the answers of nodes that may still serve a part.
 func Settled(answers []Answer) []Answer {
 	return slices.DeleteFunc(slices.Clone(answers), Answer.serving)
 }

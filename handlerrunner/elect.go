@@ -240,8 +240,17 @@ func (h *Handler) ballot(ctx context.Context, b cluster.Ballot, began time.Time)
 	return nil
 }
 
-// await returns the answers to go by: for a while also those of nodes that still
-// serve a part, which nobody is elected without.
+// wasCutOff says that this node was in no majority a moment ago. Then a manager
+// that is silent may have served the other part meanwhile, behind connections that
+// the cut has stalled.
+func (h *Handler) wasCutOff() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.durable.State == cluster.Standby && time.Since(h.cutOff) < settleWithin
+}
+
+// await returns the answers to go by: for a while also those of nodes that may
+// still serve a part, which nobody is elected without.
 func (h *Handler) await(answers []cluster.Answer) []cluster.Answer {
 	settled := cluster.Settled(answers)
 	h.mu.Lock()
@@ -260,7 +269,8 @@ func (h *Handler) await(answers []cluster.Answer) []cluster.Answer {
 // ask collects the answers of all managers that b lacks. It returns when all
 // have answered or failed; or, once the answers are enough, when only the node
 // that was active is missing, which is most likely dead and whose unacknowledged
-// WAL nobody needs, or when answerWithin has passed.
+// WAL nobody needs, or when answerWithin has passed. A node that was cut off hears
+// all out, and counts whom it does not reach as one that may serve.
 func (h *Handler) ask(ctx context.Context, b cluster.Ballot) []cluster.Answer {
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
@@ -277,6 +287,7 @@ func (h *Handler) ask(ctx context.Context, b cluster.Ballot) []cluster.Answer {
 			replies <- reply{a, name, ok}
 		}()
 	}
+	cut := h.wasCutOff()
 	patience := time.NewTimer(answerWithin)
 	defer patience.Stop()
 	var answers []cluster.Answer
@@ -285,8 +296,11 @@ func (h *Handler) ask(ctx context.Context, b cluster.Ballot) []cluster.Answer {
 		select {
 		case r := <-replies:
 			missing = slices.DeleteFunc(missing, func(n string) bool { return n == r.from })
-			if r.ok {
+			switch {
+			case r.ok:
 				answers = append(answers, r.Answer)
+			case cut:
+				answers = append(answers, cluster.Answer{Node: r.from, Serving: true})
 			}
 		case <-patience.C:
 			late = true
@@ -294,7 +308,7 @@ func (h *Handler) ask(ctx context.Context, b cluster.Ballot) []cluster.Answer {
 		rest := b
 		rest.Answers = slices.Concat(b.Answers, answers)
 		late = late || slices.Equal(missing, []string{b.View.NextMaster.Node})
-		if late && cluster.Elect(rest).Winner != "" {
+		if late && !cut && cluster.Elect(rest).Winner != "" {
 			break
 		}
 	}
