@@ -44,10 +44,6 @@ type Side struct {
 	Epoch  Epoch     `json:"epoch"`  // of the cluster, when the part was cut off
 	Fork   Position  `json:"fork"`   // up to here its WAL is the cluster's
 	Since  time.Time `json:"since"`
-
-	// Timeline is the one that the part was served on, as a node that follows
-	// there has seen it.
-	Timeline Timeline `json:"timeline,omitempty"`
 }
 
 // Gap is how many timelines the named node passes over to serve a minority.

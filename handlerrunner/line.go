@@ -27,13 +27,10 @@ func (d durable) on(tl cluster.Timeline) (lines []cluster.Line) {
 }
 
 // line is the epoch of the promotion that made the timeline tl of this node's
-// WAL, if another node may know nothing of it. A part's timeline was made by none,
-// whatever its number.
+// WAL, if another node may know nothing of it.
 func (d durable) line(tl cluster.Timeline) (epoch cluster.Epoch) {
 	for _, l := range d.on(tl) {
-		if d.Side == nil || l.Epoch <= d.Side.Epoch || tl != d.Side.Timeline {
-			epoch = l.Epoch
-		}
+		epoch = l.Epoch
 	}
 	return epoch
 }

@@ -163,9 +163,7 @@ func (h *Handler) followPart(ctx context.Context, view cluster.View, answers []c
 	}
 	h.moving.Lock()
 	defer h.moving.Unlock()
-	side := *there.Side
-	side.Timeline = there.Position.Timeline
-	if err := h.keepSide(&side); err != nil {
+	if err := h.keepSide(there.Side); err != nil {
 		return err
 	}
 	if err := h.Replication.Follow(ctx, view.Nodes[leader]); err != nil {
