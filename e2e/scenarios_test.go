@@ -82,6 +82,17 @@ func tenRounds(t *testing.T, g *group) {
 	}
 }
 
+// runs has a unit of a node run another command from its next start on, until the
+// drop-in is removed.
+func (g *group) runs(t *testing.T, node, unit, command string) (dropIn string) {
+	t.Helper()
+	dropIn = filepath.Join(config.Paths(g.node(t, node).Root).Units, unit+".service.d", "zz-test.conf")
+	if err := os.WriteFile(dropIn, []byte("[Service]\nExecStart=\nExecStart="+command+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return dropIn
+}
+
 // slotsSurvive looks at the replication slots before and after PostgreSQL of the
 // active has died: those of the members are there at once, so nobody is cloned,
 // and those of others are left alone.
