@@ -342,10 +342,10 @@ func (s *simulation) part(d *dice) func() {
 		s.hosts[name].idle = true
 	}
 	s.tell("", "%v is cut off from %v; idle: %v", part, rest, idle)
-	heal := s.cut(links...)
+	heal, quiet := s.cut(links...), d.upTo(8*time.Second)
 	return func() {
 		heal()
-		s.after(d.upTo(8*time.Second), func() {
+		s.after(quiet, func() {
 			for _, name := range idle {
 				s.hosts[name].idle = false
 			}
