@@ -76,7 +76,7 @@ func ElectSide(v View, answers []Answer) Outcome {
 	b := Ballot{View: v}
 	slices.SortFunc(e.fit, func(x, y Answer) int {
 		if x.Serving || y.Serving {
-			return cmp.Or(compareTrue(x.Serving, y.Serving), latest(x, y), strings.Compare(x.Node, y.Node))
+			return cmp.Or(compareTrue(x.Serving, y.Serving), compareTrue(x.leadsSide(), y.leadsSide()), latest(x, y), strings.Compare(x.Node, y.Node))
 		}
 		return cmp.Or(cmp.Compare(y.Position.Timeline, x.Position.Timeline), preference(b, x, y))
 	})
@@ -92,6 +92,9 @@ func unsuited(v View, a Answer) string {
 	b := Ballot{View: v, Epoch: a.Epoch} // there is no promise to compare
 	return cmp.Or(unsound(b, a), unfit(b, a))
 }
+
+// leadsSide says that the node serves its part, and is not only about to.
+func (a Answer) leadsSide() bool { return a.Side != nil && a.Side.Leader == a.Node }
 
 // compareTrue orders true before false.
 func compareTrue(x, y bool) int {
