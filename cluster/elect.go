@@ -103,7 +103,7 @@ func (b Ballot) published() Ballot {
 func choose(b Ballot) Outcome {
 	v := voters(b)
 	if i := slices.IndexFunc(b.Answers, Answer.serving); i >= 0 {
-		return v.undecided(b.Answers[i].Node + " still serves a part that was cut off, and may have what goes on")
+		return v.undecided(b.Answers[i].Node + " may still serve a part that was cut off, and have what goes on")
 	}
 	if len(v.sound) == 0 {
 		return v.undecided("no node with a whole copy of the database has answered")
@@ -218,7 +218,7 @@ func (v *electorate) seen() (lsn LSN) {
 
 func (a Answer) serving() bool { return a.Serving }
 
-// Settled leaves out the answers of nodes that still serve a part.
+// Settled leaves out the answers of nodes that may still serve a part.
 func Settled(answers []Answer) []Answer {
 	return slices.DeleteFunc(slices.Clone(answers), Answer.serving)
 }

@@ -85,7 +85,7 @@ func TestElectAfterAPartition(t *testing.T) {
 		}, "c", "furthest"},
 		"who still serves is waited for": {func(b *Ballot) {
 			b.Answers[1] = Answer{Node: "c", Side: b.Answers[1].Side, Serving: true}
-		}, "", "c still serves a part"},
+		}, "", "c may still serve a part"},
 		"but not for ever": {func(b *Ballot) {
 			b.Answers = Settled(append(b.Answers[:1], sound("a", 150), Answer{Node: "c", Serving: true}))
 		}, "b", ""},

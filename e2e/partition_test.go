@@ -370,6 +370,10 @@ func minorityOff(t *testing.T, g *group) {
 				return nil
 			})
 			g.must(t, "heal")
+			eventually(t, node+" lets clients in again", func() error {
+				_, err := g.query(t, node, "select '1'")
+				return err
+			})
 		})
 		if node != before.Active && (after.Active != seen.Active || after.Epoch != seen.Epoch) {
 			t.Errorf("%s was cut off: from %+v to %+v", node, seen, after)

@@ -244,8 +244,17 @@ func (h *Handler) ballot(ctx context.Context, b cluster.Ballot, began time.Time)
 	return nil
 }
 
-// await returns the answers to go by: for a while also those of nodes that still
-// serve a part, which nobody is elected without.
+// wasCutOff says that this node was in no majority a moment ago. Then a manager
+// that is silent may have served the other part meanwhile, behind connections that
+// the cut has stalled.
+func (h *Handler) wasCutOff() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.durable.State == cluster.Standby && time.Since(h.cutOff) < settleWithin
+}
+
+// await returns the answers to go by: for a while also those of nodes that may
+// still serve a part, which nobody is elected without.
 func (h *Handler) await(answers []cluster.Answer) []cluster.Answer {
 	settled := cluster.Settled(answers)
 	h.mu.Lock()
@@ -266,7 +275,8 @@ func (h *Handler) await(answers []cluster.Answer) []cluster.Answer {
 // enough, when only the node that was active is missing, which is most likely dead
 // and whose unacknowledged WAL nobody needs, or when answerWithin has passed. Who
 // has not answered by then is still asked: if it is open, it learns so that it is
-// not to be.
+// not to be. A node that was cut off hears all out, and counts whom it does not
+// reach as one that may serve.
 func (h *Handler) ask(b cluster.Ballot) (answers []cluster.Answer, silent []cluster.Passed) {
 	var asked []string
 	for _, name := range b.View.Managers() {
@@ -283,6 +293,7 @@ func (h *Handler) ask(b cluster.Ballot) (answers []cluster.Answer, silent []clus
 			replies <- reply{a, name, err}
 		})
 	}
+	cut := h.wasCutOff()
 	patience := time.NewTimer(answerWithin)
 	defer patience.Stop()
 	missing := slices.Clone(asked)
@@ -292,8 +303,12 @@ func (h *Handler) ask(b cluster.Ballot) (answers []cluster.Answer, silent []clus
 			missing = slices.DeleteFunc(missing, func(n string) bool { return n == r.from })
 			if r.err != nil {
 				silent = append(silent, cluster.Passed{Node: r.from, Reason: r.err.Error()})
-			} else {
+			}
+			switch {
+			case r.err == nil:
 				answers = append(answers, r.Answer)
+			case cut:
+				answers = append(answers, cluster.Answer{Node: r.from, Serving: true})
 			}
 		case <-patience.C:
 			late = true
@@ -301,7 +316,7 @@ func (h *Handler) ask(b cluster.Ballot) (answers []cluster.Answer, silent []clus
 		rest := b
 		rest.Answers = slices.Concat(b.Answers, answers)
 		late = late || slices.Equal(missing, []string{b.View.NextMaster.Node})
-		if late && cluster.Elect(rest).Winner != "" {
+		if late && !cut && cluster.Elect(rest).Winner != "" {
 			break
 		}
 	}

@@ -119,6 +119,7 @@ type Handler struct {
 	tip      tip                  // of the active, asked once per epoch
 	departed bool                 // Depart was done
 	retiring bool                 // the host goes down
+	cutOff   time.Time            // when this node was last known to be cut off
 	awaited  time.Time            // since when elections wait for a node that serves a part
 	vouches  time.Time            // until then this node does not detach from vouchedFor
 

@@ -73,6 +73,9 @@ func (h *Handler) parted(v cluster.Verdict) (chosen, served cluster.Tri) {
 	if v == cluster.Majority || v == cluster.Isolated {
 		h.chosen = cluster.Unknown // it is another partition next time
 	}
+	if v == cluster.Minority || v == cluster.Isolated {
+		h.cutOff = time.Now()
+	}
 	d := h.durable
 	return h.chosen, cluster.TriOf(d.Side != nil && d.Side.Leader == h.Node && !d.Lost)
 }
