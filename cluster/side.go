@@ -150,12 +150,18 @@ func latest(x, y Answer) int {
 	return at(y).Compare(at(x))
 }
 
-// Forked returns where the parts that were cut off left the cluster's own line,
-// at the earliest; not ok where no answer comes from such a part.
+// Forked returns where the lines of the answers part, at the earliest; not ok
+// where no answer comes from a part that was cut off.
 func Forked(answers []Answer) (at LSN, ok bool) {
-	for _, a := range answers {
-		if a.Side != nil && (!ok || a.Side.Fork.LSN < at) {
-			at, ok = a.Side.Fork.LSN, true
+	at = ^LSN(0)
+	for i, a := range answers {
+		if a.Side != nil {
+			at, ok = min(at, a.Side.Fork.LSN), true
+		}
+		for _, o := range answers[:i] {
+			if a.Position.LSN > 0 && o.Position.LSN > 0 && !a.leads(o) && !o.leads(a) {
+				at = min(at, a.History.Fork(a.Position.Timeline, o.History, o.Position).LSN)
+			}
 		}
 	}
 	return at, ok
