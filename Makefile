@@ -24,7 +24,7 @@ build: setup ## the binaries, into bin/
 	@began=$$SECONDS; for p in $(PROGRAMS); do $(BUILD) -o $(BIN)/$$p ./cmd/$$p || exit 1; done; \
 	$(BUILD) -o $(BIN)/notes ./example/notes && echo "built into bin/ ($$((SECONDS-began)) s)"
 
-test: build vet ## all tests, with the race detector; PACKAGES=./config/... for some; and the simulator without, on 2,000 seeds of 3 and of 5 nodes
+test: build vet ## all tests, with the race detector; PACKAGES=./config/... for some; and the simulator without, on 2,000 seeds of 3, of 5 and of 2 nodes
 	@packaging/setup test
 	$(GO) test -tags $(TAGS) -race -timeout 20m $(PACKAGES)
 	@if [ "$(PACKAGES)" = ./... ]; then for n in 3 5; do $(MAKE) --no-print-directory sim SEEDS=2000 NODES=$$n || exit 1; done; fi

@@ -76,7 +76,7 @@ func ElectSide(v View, answers []Answer) Outcome {
 	b := Ballot{View: v}
 	slices.SortFunc(e.fit, func(x, y Answer) int {
 		if x.Serving || y.Serving {
-			return cmp.Or(compareTrue(x.Serving, y.Serving), latest(x, y), strings.Compare(x.Node, y.Node))
+			return cmp.Or(compareTrue(x.Serving, y.Serving), compareTrue(x.leadsSide(), y.leadsSide()), latest(x, y), strings.Compare(x.Node, y.Node))
 		}
 		return cmp.Or(cmp.Compare(y.Position.Timeline, x.Position.Timeline), preference(b, x, y))
 	})
@@ -92,6 +92,9 @@ func unsuited(v View, a Answer) string {
 	b := Ballot{View: v, Epoch: a.Epoch} // there is no promise to compare
 	return cmp.Or(unsound(b, a), unfit(b, a))
 }
+
+// leadsSide says that the node serves its part, and is not only about to.
+func (a Answer) leadsSide() bool { return a.Side != nil && a.Side.Leader == a.Node }
 
 // compareTrue orders true before false.
 func compareTrue(x, y bool) int {
@@ -147,12 +150,18 @@ func latest(x, y Answer) int {
 	return at(y).Compare(at(x))
 }
 
-// Forked returns where the parts that were cut off left the cluster's own line,
-// at the earliest; not ok where no answer comes from such a part.
+// Forked returns where the lines of the answers part, at the earliest; not ok
+// where no answer comes from a part that was cut off.
 func Forked(answers []Answer) (at LSN, ok bool) {
-	for _, a := range answers {
-		if a.Side != nil && (!ok || a.Side.Fork.LSN < at) {
-			at, ok = a.Side.Fork.LSN, true
+	at = ^LSN(0)
+	for i, a := range answers {
+		if a.Side != nil {
+			at, ok = min(at, a.Side.Fork.LSN), true
+		}
+		for _, o := range answers[:i] {
+			if a.Position.LSN > 0 && o.Position.LSN > 0 && !a.leads(o) && !o.leads(a) {
+				at = min(at, a.History.Fork(a.Position.Timeline, o.History, o.Position).LSN)
+			}
 		}
 	}
 	return at, ok

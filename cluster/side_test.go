@@ -193,6 +193,27 @@ func TestFork(t *testing.T) {
 	}
 }
 
+func TestForked(t *testing.T) {
+	later := aside("a", 300)
+	later.Position.Timeline, later.History, later.Side.Fork.LSN = 60, History{{1, 250}}, 250
+	went := aside("c", 240) // has become the cluster's own
+	went.Side = nil
+	for name, c := range map[string]struct {
+		answers []Answer
+		at      LSN
+		ok      bool
+	}{
+		"no part":                           {[]Answer{sound("a", 100), sound("b", 200)}, 0, false},
+		"a part and the cluster":            {[]Answer{sound("b", 200), aside("c", 300)}, 100, true},
+		"the cluster's was a part's before": {[]Answer{went, later}, 100, true},
+		"one that still serves":             {[]Answer{later, {Node: "c", Side: &Side{Fork: Position{1, 300}}}}, 250, true},
+	} {
+		if at, ok := Forked(c.answers); ok != c.ok || ok && at != c.at {
+			t.Errorf("%s: %s, %t", name, at, ok)
+		}
+	}
+}
+
 func TestAbove(t *testing.T) {
 	b := parted()
 	if got := Above(b); got != 50 {

@@ -364,7 +364,7 @@ func duty(o Observation) ([]Action, string) {
 		do = append(do, StartPostgres)
 	}
 	switch {
-	case o.Served == Yes && o.served():
+	case o.Served == Yes && o.served() && o.following(): // else its WAL cannot be looked into
 		do = append(do, Claim)
 	case o.Served == Yes:
 	case o.Verdict == Minority && o.Fresh != Yes: // the active that is remembered is out of reach

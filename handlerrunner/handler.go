@@ -113,6 +113,7 @@ type Handler struct {
 	faltered map[string]time.Time // when a unit that was to run had ended
 	attempt  cluster.Tri          // of the promotion under way
 	chosen   cluster.Tri          // to serve the part that is cut off
+	stepsUp  bool                 // it is about to be
 	resting  time.Time            // no new job before
 	followed cluster.Epoch        // for which Follow was last done
 	tip      tip                  // of the active, asked once per epoch

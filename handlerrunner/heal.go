@@ -69,7 +69,11 @@ func (h *Handler) claim(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = h.Parts.Claim(ctx, view.Nodes[view.Leader.Node], cluster.Answer{Node: h.Node, Position: db.Position, Side: d.Side, Last: &last})
+	history, err := h.Replication.History(ctx, db.Position.Timeline)
+	if err != nil {
+		return err
+	}
+	err = h.Parts.Claim(ctx, view.Nodes[view.Leader.Node], cluster.Answer{Node: h.Node, Position: db.Position, History: history, Side: d.Side, Last: &last})
 	if !errors.Is(err, ErrKept) {
 		return err
 	}
@@ -99,11 +103,17 @@ func (h *Handler) Claim(ctx context.Context, a cluster.Answer) error {
 	if a.Side == nil || a.Last == nil {
 		return errors.New("a claim tells where its part was cut off and when it was last written")
 	}
-	why, err := h.yields(ctx, a, a.Side.Fork.LSN)
+	_, _, db := h.snapshot()
+	history, err := h.Replication.History(ctx, db.Position.Timeline)
 	if err != nil {
 		return err
 	}
-	_, _, db := h.snapshot()
+	// The line of this node may be that of another part, cut off before.
+	fork, _ := cluster.Forked([]cluster.Answer{a, {Node: h.Node, Position: db.Position, History: history}})
+	why, err := h.yields(ctx, a, fork)
+	if err != nil {
+		return err
+	}
 	return h.order(ctx, order{target: a.Node, why: "the database that " + a.Node + " has served goes on: " + why, claim: &claimed{a, db.Position.LSN}})
 }
 

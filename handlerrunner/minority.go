@@ -66,6 +66,9 @@ func (h *Handler) describe(ctx context.Context, a cluster.Answer) (cluster.Answe
 	if a.Serving {
 		a.Position = db.Position
 	}
+	h.mu.Lock()
+	a.Serving = a.Serving || h.stepsUp || h.chosen == cluster.Yes // it is on its way
+	h.mu.Unlock()
 	var err error
 	if a.History, err = h.Replication.History(ctx, a.Position.Timeline); err != nil {
 		return a, err
@@ -91,6 +94,10 @@ func (h *Handler) LastWrite(ctx context.Context, after cluster.LSN) (cluster.Las
 
 // rally chooses, with every node that this one reaches, who serves their part
 // of the cluster. Who is not chosen follows, once the other serves.
+//
+// What the nodes say may change between two rallies, of which each would choose its
+// own. So a node that is chosen says so first, and then asks once more: of two that
+// do, one hears of the other.
 func (h *Handler) rally(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
@@ -98,6 +105,15 @@ func (h *Handler) rally(ctx context.Context) error {
 	answers, silent := h.muster(ctx, view)
 	out := cluster.ElectSide(view, answers)
 	serving := h.serves()
+	if silent == nil && !serving && out.Winner == h.Node {
+		h.stepUp(true)
+		defer h.stepUp(false)
+		answers, silent = h.muster(ctx, view)
+		if another := slices.IndexFunc(answers, func(a cluster.Answer) bool { return a.Serving && a.Node != h.Node }); another >= 0 {
+			return fmt.Errorf("%s steps up, too", answers[another].Node)
+		}
+		out = cluster.ElectSide(view, answers)
+	}
 	if silent != nil && !serving {
 		return silent
 	}
@@ -116,6 +132,12 @@ func (h *Handler) rally(ctx context.Context) error {
 		return nil
 	}
 	return h.followPart(ctx, view, answers, out.Winner)
+}
+
+func (h *Handler) stepUp(now bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.stepsUp = now
 }
 
 // muster asks every node that the watcher reaches. The error is that of a node

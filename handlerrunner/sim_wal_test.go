@@ -180,7 +180,7 @@ func (s *simulation) receive(p *fakePG) {
 		return
 	}
 	if last := len(p.wal) - 1; last >= len(up.wal) || p.wal[last] != up.wal[last] {
-		s.violate("%s streams from %s and has other WAL", p.h.name, up.h.name)
+		s.violate("%s, at %s, streams from %s, at %s, and has other WAL", p.h.name, p.position(), up.h.name, up.position())
 		return
 	}
 	if rest := up.durable() - len(p.wal); rest > 0 && s.dice.chance(0.8) {
