@@ -130,6 +130,9 @@ func (c *Client) assigned(ctx context.Context, value cluster.Leader) (*api.KVTxn
 func (c *Client) createSession(ctx context.Context, spec SessionSpec) (string, error) {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
+	if err := c.allPass(ctx, spec.Checks); err != nil {
+		return "", fmt.Errorf("create session: %w", err)
+	}
 	checks := []api.ServiceCheck{}
 	for _, check := range spec.Checks {
 		checks = append(checks, api.ServiceCheck{ID: check.ID()})
@@ -149,6 +152,22 @@ func (c *Client) createSession(ctx context.Context, spec SessionSpec) (string, e
 		return "", fmt.Errorf("create session: %w: %s", ErrCheckFailing, status.Body)
 	}
 	return "", failed("create session", err)
+}
+
+// allPass asks the local agent about checks, and wraps ErrCheckFailing unless it
+// knows all of them as not critical. What the agent could not tell the servers
+// while these had no leader, it tells them later, and that would end the session.
+func (c *Client) allPass(ctx context.Context, checks []cluster.Check) error {
+	known, err := c.api.Agent().ChecksWithFilterOpts("", (&api.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return failed("ask the agent for its checks", err)
+	}
+	for _, check := range checks {
+		if now, ok := known[check.ID()]; !ok || now.Status == api.HealthCritical {
+			return fmt.Errorf("%w: %s, as the agent knows it", ErrCheckFailing, check.ID())
+		}
+	}
+	return nil
 }
 
 func checkRefused(body string) bool {
