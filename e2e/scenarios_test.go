@@ -116,7 +116,7 @@ func slotsSurvive(t *testing.T, g *group) {
 		wanted := []string{"theirs"}
 		if node == after.Active {
 			for _, standby := range slices.Sorted(slices.Values(after.Standbys())) {
-				wanted = append(wanted, "understudy_"+standby)
+				wanted = append(wanted, fmt.Sprintf("understudy_%d_%s", after.Epoch, standby))
 			}
 		}
 		if err != nil || names != strings.Join(wanted, " ") {

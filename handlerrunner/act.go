@@ -163,7 +163,11 @@ func (h *Handler) follow(ctx context.Context, o cluster.Observation) error {
 	if may, err := h.mayFollow(ctx, o.View); err != nil || !may {
 		return err
 	}
-	if err := h.Replication.Follow(ctx, o.View.Nodes[l.Node]); err != nil {
+	if err := h.Replication.Follow(ctx, o.View.Upstream()); err != nil {
+		return err
+	}
+	// Those of a time as active would keep WAL back for ever.
+	if err := h.Replication.Slots(ctx, "", nil); err != nil {
 		return err
 	}
 	// Clients may read from a standby.
@@ -204,7 +208,7 @@ func (h *Handler) mayFollow(ctx context.Context, v cluster.View) (bool, error) {
 // so the next attempt clones.
 func (h *Handler) rejoin(ctx context.Context) error {
 	view, d, db := h.snapshot()
-	source := view.Nodes[view.Leader.Node]
+	source := view.Upstream()
 	complete, err := h.Directory.Complete()
 	if err != nil {
 		return err
@@ -280,7 +284,7 @@ const recoverWithin = 10 * time.Minute
 // tell where it is, and must not be mended again. An election may have detached
 // it meanwhile; where that came to nothing it goes back to the source, without
 // whose WAL it would not become consistent.
-func (h *Handler) awaitFollowing(ctx context.Context, source cluster.Node, epoch cluster.Epoch) error {
+func (h *Handler) awaitFollowing(ctx context.Context, source cluster.Upstream, epoch cluster.Epoch) error {
 	ctx, cancel := context.WithTimeout(ctx, recoverWithin)
 	defer cancel()
 	held := false
@@ -302,7 +306,7 @@ func (h *Handler) awaitFollowing(ctx context.Context, source cluster.Node, epoch
 
 // attach points a server that is not consistent yet at its source again. What
 // the server says to it does not count: it takes it up when it can.
-func (h *Handler) attach(ctx context.Context, source cluster.Node, epoch cluster.Epoch) {
+func (h *Handler) attach(ctx context.Context, source cluster.Upstream, epoch cluster.Epoch) {
 	h.moving.Lock()
 	defer h.moving.Unlock()
 	if _, d, _ := h.snapshot(); d.Promise > epoch {

@@ -44,9 +44,11 @@ type fakePG struct {
 	gate     bool
 	upstream string // name; of a standby that may receive
 	quorum   cluster.Quorum
-	slots    []string
-	pending  []int // commits that wait for their quorum
-	sealed   bool  // was shut down cleanly
+	through  cluster.Tenure // of the upstream
+	slots    []string       // who may take WAL
+	tenure   cluster.Tenure // of the slots
+	pending  []int          // commits that wait for their quorum
+	sealed   bool           // was shut down cleanly
 
 	unflushed int // records at the end of wal that are not on disk yet; only in simulations
 	streams       // and who gets the others; only in simulations
@@ -88,11 +90,16 @@ func (p *fakePG) source() *fakePG {
 		return nil
 	}
 	s := u.pg
-	if u.dead || !p.h.reaches(u) || u.frozen() || !s.running || !slices.Contains(s.slots, p.h.name) ||
+	if u.dead || !p.h.reaches(u) || u.frozen() || !s.running || !s.sendsTo(p) ||
 		!s.history.Contains(s.timeline, p.position()) || p.lsn() > s.lsn() {
 		return nil
 	}
 	return s
+}
+
+// sendsTo says that s has the slot that p reads through.
+func (s *fakePG) sendsTo(p *fakePG) bool {
+	return p.through == "" || s.tenure == p.through && slices.Contains(s.slots, p.h.name)
 }
 
 // receive takes what the upstream has.
@@ -278,7 +285,7 @@ func (p *fakePG) Detach(ctx context.Context) (cluster.Position, error) {
 	return p.position(), nil
 }
 
-func (p *fakePG) Follow(_ context.Context, upstream cluster.Node) error {
+func (p *fakePG) Follow(_ context.Context, upstream cluster.Upstream) error {
 	p.h.w.mu.Lock()
 	defer p.h.w.mu.Unlock()
 	if p.running && p.primary {
@@ -288,7 +295,7 @@ func (p *fakePG) Follow(_ context.Context, upstream cluster.Node) error {
 		p.skip = 0
 		p.stop(true)
 	}
-	p.upstream, p.quorum = upstream.Name, cluster.Quorum{Members: []string{nobody}, K: 1}
+	p.upstream, p.through, p.quorum = upstream.Name, upstream.Tenure, cluster.Quorum{Members: []string{nobody}, K: 1}
 	p.h.w.note(p.h.name, "follows %s", upstream.Name)
 	if !p.running {
 		return ErrNotRunning
@@ -297,13 +304,19 @@ func (p *fakePG) Follow(_ context.Context, upstream cluster.Node) error {
 	return nil
 }
 
-func (p *fakePG) Slots(ctx context.Context, nodes []string) error {
+func (p *fakePG) Slots(ctx context.Context, t cluster.Tenure, nodes []string) error {
 	if err := p.h.pause(ctx, time.Millisecond); err != nil {
 		return err
 	}
 	p.h.w.mu.Lock()
 	defer p.h.w.mu.Unlock()
-	p.slots = slices.Clone(nodes)
+	p.slots, p.tenure = slices.Clone(nodes), t
+	for name, st := range p.out {
+		if !p.sendsTo(st.to) {
+			st.gone = true
+			delete(p.out, name)
+		}
+	}
 	p.h.w.flow()
 	return nil
 }
@@ -337,7 +350,7 @@ func (p *fakePG) Final(ctx context.Context) (cluster.Position, error) {
 
 // begin starts a copy from node. That node must have told that it is ready: one
 // that is still on its way may yet be passed over.
-func (p *fakePG) begin(node cluster.Node, rewind bool) {
+func (p *fakePG) begin(node cluster.Upstream, rewind bool) {
 	p.h.w.mu.Lock()
 	defer p.h.w.mu.Unlock()
 	if l := p.h.w.reg.view.Leader; p.h.w.sim == nil && (l.Node != node.Name || !l.Serves()) {
@@ -349,7 +362,7 @@ func (p *fakePG) begin(node cluster.Node, rewind bool) {
 }
 
 // origin is the source of a copy.
-func (p *fakePG) origin(node cluster.Node) (*fakePG, error) {
+func (p *fakePG) origin(node cluster.Upstream) (*fakePG, error) {
 	u := p.h.w.hosts[node.Name]
 	if u == nil || u.dead || !p.h.reaches(u) || u.frozen() || !u.pg.running || !u.pg.primary || p.h.w.sim != nil && !p.h.w.sim.linked(p.h.name, node.Name) {
 		return nil, fmt.Errorf("%q cannot be reached, or is no primary", node.Name)
@@ -357,14 +370,14 @@ func (p *fakePG) origin(node cluster.Node) (*fakePG, error) {
 	return u.pg, nil
 }
 
-func (p *fakePG) take(from *fakePG) {
+func (p *fakePG) take(from *fakePG, in cluster.Tenure) {
 	p.slots = nil // neither pg_basebackup nor pg_rewind brings any, or leaves any
 	p.wal, p.timeline, p.history = slices.Clone(from.wal[:len(from.wal)-from.unflushed]), from.timeline, slices.Clone(from.history)
 	p.unflushed = 0
-	p.complete, p.stranded, p.upstream = true, false, from.h.name
+	p.complete, p.stranded, p.upstream, p.through = true, false, from.h.name, in
 }
 
-func (p *fakePG) Rewind(ctx context.Context, source cluster.Node) error {
+func (p *fakePG) Rewind(ctx context.Context, source cluster.Upstream) error {
 	p.begin(source, true)
 	if err := p.h.pause(ctx, 200*time.Millisecond); err != nil {
 		return err
@@ -373,7 +386,7 @@ func (p *fakePG) Rewind(ctx context.Context, source cluster.Node) error {
 }
 
 // rewound ends a rewind, for better or worse.
-func (p *fakePG) rewound(source cluster.Node) error {
+func (p *fakePG) rewound(source cluster.Upstream) error {
 	p.h.w.mu.Lock()
 	defer p.h.w.mu.Unlock()
 	from, err := p.origin(source)
@@ -395,12 +408,12 @@ func (p *fakePG) rewound(source cluster.Node) error {
 	if p.h.w.sim != nil {
 		p.h.w.sim.mends(p, from)
 	}
-	p.take(from)
+	p.take(from, source.Tenure)
 	p.mending = p.h.w.sim == nil
 	return nil
 }
 
-func (p *fakePG) Clone(ctx context.Context, source cluster.Node, progress func(string)) error {
+func (p *fakePG) Clone(ctx context.Context, source cluster.Upstream, progress func(string)) error {
 	p.begin(source, false)
 	progress("cloning from " + source.Name)
 	if err := p.h.pause(ctx, time.Second); err != nil {
@@ -410,7 +423,7 @@ func (p *fakePG) Clone(ctx context.Context, source cluster.Node, progress func(s
 }
 
 // cloned puts a clone in the place of the directory.
-func (p *fakePG) cloned(source cluster.Node) error {
+func (p *fakePG) cloned(source cluster.Upstream) error {
 	p.h.w.mu.Lock()
 	defer p.h.w.mu.Unlock()
 	from, err := p.origin(source)
@@ -426,7 +439,7 @@ func (p *fakePG) cloned(source cluster.Node) error {
 	if p.h.w.sim != nil {
 		p.h.w.sim.lays(p)
 	}
-	p.take(from)
+	p.take(from, source.Tenure)
 	p.mending = p.h.w.sim == nil
 	return nil
 }

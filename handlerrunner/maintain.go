@@ -53,7 +53,7 @@ func (h *Handler) maintain(ctx context.Context, o cluster.Observation) error {
 	_, _, db := h.snapshot()
 	others := h.others(o.View)
 	if !slices.Equal(others, h.slotted) {
-		if err := h.Replication.Slots(ctx, others); err != nil {
+		if err := h.Replication.Slots(ctx, o.LeaseEpoch.Tenure(), others); err != nil {
 			return err
 		}
 		h.slotted = others

@@ -188,7 +188,7 @@ func (h *Handler) followPart(ctx context.Context, view cluster.View, answers []c
 	if err := h.keepSide(there.Side); err != nil {
 		return err
 	}
-	if err := h.Replication.Follow(ctx, view.Nodes[leader]); err != nil {
+	if err := h.Replication.Follow(ctx, cluster.Upstream{Node: view.Nodes[leader], Tenure: there.Side.Tenure()}); err != nil {
 		return err
 	}
 	h.Log.Info("following in the minority", "upstream", leader)
@@ -285,7 +285,7 @@ func (h *Handler) detach(ctx context.Context) (cluster.Position, error) {
 // promotePart ends recovery. Clients that read here may write from then on; the
 // side that is written down before tells that what they write is this node's.
 func (h *Handler) promotePart(ctx context.Context, view cluster.View, side cluster.Side) error {
-	if err := h.Replication.Slots(ctx, h.others(view)); err != nil {
+	if err := h.Replication.Slots(ctx, side.Tenure(), h.others(view)); err != nil {
 		return err
 	}
 	h.moving.Lock()

@@ -89,9 +89,10 @@ type Replication interface {
 	// the final position. It wraps ErrNotRunning where there is no server;
 	// even then none will receive when it starts.
 	Detach(ctx context.Context) (cluster.Position, error)
-	Follow(ctx context.Context, upstream cluster.Node) error
-	// Slots makes sure that each of the nodes has its slot here.
-	Slots(ctx context.Context, nodes []string) error
+	Follow(ctx context.Context, up cluster.Upstream) error
+	// Slots makes sure that each of the nodes, and nobody else, can take WAL from
+	// this node's tenure.
+	Slots(ctx context.Context, t cluster.Tenure, nodes []string) error
 	// History returns the ancestors of a timeline that this server knows.
 	History(ctx context.Context, tl cluster.Timeline) (cluster.History, error)
 }
@@ -101,8 +102,8 @@ type Directory interface {
 	Complete() (bool, error)
 	// Final is the end of WAL of a server that was shut down cleanly.
 	Final(ctx context.Context) (cluster.Position, error)
-	Rewind(ctx context.Context, source cluster.Node) error
-	Clone(ctx context.Context, source cluster.Node, progress func(string)) error
+	Rewind(ctx context.Context, source cluster.Upstream) error
+	Clone(ctx context.Context, source cluster.Upstream, progress func(string)) error
 }
 
 // Units runs systemd units, or what stands for them in dev mode.

@@ -35,7 +35,7 @@ func (h *Handler) promote(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, view.Options(h.Node).Stretch(promoteWithin))
 	defer cancel()
 	others := h.others(view)
-	if err := h.Replication.Slots(ctx, others); err != nil {
+	if err := h.Replication.Slots(ctx, epoch.Tenure(), others); err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
 	mode := view.SyncMode()

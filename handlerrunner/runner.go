@@ -32,8 +32,8 @@ func (noDatabase) Gate(context.Context, bool) error                { return errN
 func (noDatabase) Detach(context.Context) (cluster.Position, error) {
 	return cluster.Position{}, errNoDatabase
 }
-func (noDatabase) Follow(context.Context, cluster.Node) error { return errNoDatabase }
-func (noDatabase) Slots(context.Context, []string) error      { return errNoDatabase }
+func (noDatabase) Follow(context.Context, cluster.Upstream) error        { return errNoDatabase }
+func (noDatabase) Slots(context.Context, cluster.Tenure, []string) error { return errNoDatabase }
 func (noDatabase) History(context.Context, cluster.Timeline) (cluster.History, error) {
 	return nil, errNoDatabase
 }
@@ -42,7 +42,7 @@ func (noDatabase) Complete() (bool, error) { return false, errNoDatabase }
 func (noDatabase) Final(context.Context) (cluster.Position, error) {
 	return cluster.Position{}, errNoDatabase
 }
-func (noDatabase) Rewind(context.Context, cluster.Node) error { return errNoDatabase }
-func (noDatabase) Clone(context.Context, cluster.Node, func(string)) error {
+func (noDatabase) Rewind(context.Context, cluster.Upstream) error { return errNoDatabase }
+func (noDatabase) Clone(context.Context, cluster.Upstream, func(string)) error {
 	return errNoDatabase
 }

@@ -102,7 +102,7 @@ func (g simPG) Detach(ctx context.Context) (cluster.Position, error) {
 	return call(ctx, g, "PG.Detach", 1*ms, 60*ms, g.fakePG.Detach)
 }
 
-func (g simPG) Follow(ctx context.Context, up cluster.Node) error {
+func (g simPG) Follow(ctx context.Context, up cluster.Upstream) error {
 	_, err := call(ctx, g, "Follow", 1*ms, 30*ms, func(ctx context.Context) (bool, error) {
 		g.p.s.mu.Lock()
 		g.hangUp()
@@ -112,8 +112,8 @@ func (g simPG) Follow(ctx context.Context, up cluster.Node) error {
 	return err
 }
 
-func (g simPG) Slots(ctx context.Context, nodes []string) error {
-	_, err := call(ctx, g, "Slots", 1*ms, 10*ms, func(ctx context.Context) (bool, error) { return true, g.fakePG.Slots(ctx, nodes) })
+func (g simPG) Slots(ctx context.Context, t cluster.Tenure, nodes []string) error {
+	_, err := call(ctx, g, "Slots", 1*ms, 10*ms, func(ctx context.Context) (bool, error) { return true, g.fakePG.Slots(ctx, t, nodes) })
 	return err
 }
 
@@ -127,7 +127,7 @@ func (g simPG) Final(ctx context.Context) (cluster.Position, error) {
 	return call(ctx, g, "Final", 1*ms, 20*ms, g.fakePG.Final)
 }
 
-func (g simPG) Rewind(ctx context.Context, source cluster.Node) error {
+func (g simPG) Rewind(ctx context.Context, source cluster.Upstream) error {
 	if _, err := g.p.pass(ctx, "Rewind", 1*ms, 20*ms); err != nil {
 		return err
 	}
@@ -139,7 +139,7 @@ func (g simPG) Rewind(ctx context.Context, source cluster.Node) error {
 	return err
 }
 
-func (g simPG) Clone(ctx context.Context, source cluster.Node, progress func(string)) error {
+func (g simPG) Clone(ctx context.Context, source cluster.Upstream, progress func(string)) error {
 	progress("cloning from " + source.Name)
 	_, err := call(ctx, g, "cloning", 300*ms, 3*time.Second, func(context.Context) (bool, error) { return true, g.cloned(source) })
 	g.p.s.copied(g.p.host, err)

@@ -67,7 +67,7 @@ func (s *simulation) addOne() {
 	}
 	name := string(rune('a' + len(s.names)))
 	h := s.newHost(name)
-	h.pg.take(s.hosts[l.Node].pg)
+	h.pg.take(s.hosts[l.Node].pg, l.Epoch.Tenure())
 	s.bootLocked(h)
 	s.reg.touch()
 }

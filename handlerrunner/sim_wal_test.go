@@ -208,7 +208,7 @@ func (s *simulation) connect(p *fakePG) {
 		return
 	}
 	here := cluster.Position{Timeline: p.timeline, LSN: cluster.LSN(len(p.wal) * recordSize)}
-	if !slices.Contains(u.pg.slots, p.h.name) || !u.pg.history.Contains(u.pg.timeline, here) || len(p.wal) > u.pg.durable() {
+	if !u.pg.sendsTo(p) || !u.pg.history.Contains(u.pg.timeline, here) || len(p.wal) > u.pg.durable() {
 		return
 	}
 	p.in = &stream{from: u.pg, to: p, heard: time.Now()}

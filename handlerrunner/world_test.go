@@ -215,7 +215,7 @@ func (w *world) add(name string, kind cluster.Kind) *host {
 	h.units = &fakeUnits{h, map[string]bool{}, map[string]bool{}, map[string]bool{}}
 	for _, other := range w.hosts {
 		if other.pg.running && other.pg.primary {
-			h.pg.take(other.pg)
+			h.pg.take(other.pg, other.pg.tenure)
 		}
 	}
 	w.hosts[name] = h

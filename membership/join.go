@@ -205,8 +205,8 @@ func (j *joining) clone(ctx context.Context) error {
 	if err := node.SameCluster(j.h.Record, view); err != nil {
 		return err
 	}
-	active, ok := view.Nodes[view.Leader.Node]
-	if !ok || !view.Leader.Held {
+	active := view.Upstream()
+	if active.Name == "" || !view.Leader.Held {
 		return errors.New("the cluster has no active node at the moment to clone from; repeat the command when it has")
 	}
 	if err := insist(ctx, time.Minute, func(ctx context.Context) error {

@@ -132,8 +132,8 @@ func (h *Host) Postgres() (*pgrepl.Server, error) {
 func (h *Host) SocketDir() string { return filepath.Join(h.Layout.Run, "postgresql") }
 
 // Upstream is a member as PostgreSQL connects to it.
-func (h *Host) Upstream(n cluster.Node) pgrepl.Upstream {
-	return pgrepl.Upstream{Name: n.Name, Address: n.Address, Port: n.Ports.Postgres, SystemID: h.Record.Info.SystemID}
+func (h *Host) Upstream(n cluster.Upstream) pgrepl.Upstream {
+	return pgrepl.Upstream{Name: n.Name, Address: n.Address, Port: n.Ports.Postgres, Tenure: n.Tenure, SystemID: h.Record.Info.SystemID}
 }
 
 // Units starts, stops and observes the units of the host.

@@ -21,7 +21,7 @@ func TestGate(t *testing.T) {
 	ctx := ctxOf(t)
 	ca := pgtest.NewCA(t)
 	a := newPrimary(t, ca, "node-a", "127.10.2.11")
-	must(t, a.EnsureSlots(ctx, []string{"node-b"}))
+	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
 	b := newStandby(t, ca, "node-b", "127.10.2.12", a)
 	a.sql(t, "create table notes (n int)")
 	var clients []*pgx.Conn
@@ -92,7 +92,7 @@ func TestQuorumIsInEffect(t *testing.T) {
 	ctx := ctxOf(t)
 	ca := pgtest.NewCA(t)
 	a := newPrimary(t, ca, "node-a", "127.10.2.11")
-	must(t, a.EnsureSlots(ctx, []string{"node-b", "node-c"}))
+	must(t, a.EnsureSlots(ctx, "1", []string{"node-b", "node-c"}))
 	b := newStandby(t, ca, "node-b", "127.10.2.12", a)
 	c := newStandby(t, ca, "node-c", "127.10.2.13", a)
 	a.sql(t, "create table notes (n int)")
@@ -200,27 +200,37 @@ func TestSlots(t *testing.T) {
 		return n.query(t, `select string_agg(slot_name || case when restart_lsn is null then '?' else '' end, ' ' order by slot_name collate "C") from pg_replication_slots`)
 	}
 	for range 2 {
-		must(t, a.EnsureSlots(ctx, []string{"node-b", "node-c"}))
-		if got := slots(a); got != "theirs understudy_logical understudy_node_b understudy_node_c understudyxnode_x" {
+		must(t, a.EnsureSlots(ctx, "1", []string{"node-b", "node-c"}))
+		if got := slots(a); got != "theirs understudy_1_node_b understudy_1_node_c understudy_logical understudyxnode_x" {
 			t.Errorf("slots: %s", got)
 		}
 	}
 	b := newStandby(t, ca, "node-b", "127.10.2.12", a)
-	must(t, b.EnsureSlots(ctx, []string{"node-a", "node-c"}))
+	must(t, b.EnsureSlots(ctx, "1", []string{"node-a", "node-c"}))
 	a.sql(t, "create table notes (n int)")
 	end := a.Observe(ctx).Position.LSN
 	await(t, "the standby has replayed", func() bool { return b.Observe(ctx).Replayed >= end })
-	must(t, b.EnsureSlots(ctx, []string{"node-a", "node-c"}))
+	must(t, b.EnsureSlots(ctx, "1", []string{"node-a", "node-c"}))
 	if got := b.query(t, "select bool_and(restart_lsn >= '"+end.String()+"')::text from pg_replication_slots"); got != "true" {
 		t.Error("the slots of the standby keep back what is replayed")
 	}
-	must(t, b.EnsureSlots(ctx, nil))
+	must(t, b.EnsureSlots(ctx, "1", nil))
 	if got := b.query(t, "select count(*)::text from pg_replication_slots"); got != "0" {
 		t.Errorf("%s slots left", got)
 	}
-	must(t, a.EnsureSlots(ctx, nil))
-	if got := slots(a); got != "theirs understudy_logical understudy_node_b understudyxnode_x" {
-		t.Errorf("slots: %s; that of b is in use", got)
+	await(t, "b streams", func() bool { return b.Observe(ctx).Streaming() })
+	must(t, a.EnsureSlots(ctx, "2", []string{"node-b"}))
+	if got := slots(a); got != "theirs understudy_2_node_b understudy_logical understudyxnode_x" {
+		t.Errorf("slots: %s", got)
+	}
+	await(t, "b gets nothing of a tenure that it does not follow", func() bool { return b.Observe(ctx).Receiver == "" })
+	up := a.upstream()
+	up.Tenure = "2"
+	must(t, b.Follow(ctx, up))
+	await(t, "b streams again", func() bool { return b.Observe(ctx).Streaming() })
+	must(t, a.EnsureSlots(ctx, "", nil))
+	if got := slots(a); got != "theirs understudy_logical understudyxnode_x" {
+		t.Errorf("slots: %s", got)
 	}
 }
 
@@ -229,7 +239,7 @@ func TestLostSlotIsMadeAnew(t *testing.T) {
 	t.Parallel()
 	ctx := ctxOf(t)
 	a := newPrimary(t, pgtest.NewCA(t), "node-a", "127.10.2.11")
-	must(t, a.EnsureSlots(ctx, []string{"node-b"}))
+	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
 	a.sql(t, "alter system set wal_keep_size = 0")
 	a.sql(t, "alter system set max_slot_wal_keep_size = '16MB'")
 	a.sql(t, "alter system set min_wal_size = '32MB'")
@@ -240,7 +250,7 @@ func TestLostSlotIsMadeAnew(t *testing.T) {
 		a.sql(t, "checkpoint")
 		return a.query(t, "select wal_status from pg_replication_slots") == "lost"
 	})
-	must(t, a.EnsureSlots(ctx, []string{"node-b"}))
+	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
 	if got := a.query(t, "select wal_status from pg_replication_slots"); got != "reserved" {
 		t.Errorf("the slot is %s", got)
 	}

@@ -78,10 +78,13 @@ const copyApp = "understudy clone"
 // copyFrom takes the base backup into temp and makes it a standby, durably.
 func (s *Server) copyFrom(ctx context.Context, from Upstream, temp string, src source, progress func(string)) error {
 	progress(fmt.Sprintf("copying %s from %s", bytes(src.size), from))
+	argv := []string{s.bin("pg_basebackup"), "--pgdata=" + temp, "--dbname=" + s.conninfo(from, setting{"application_name", copyApp}),
+		"--wal-method=stream", "--checkpoint=fast", "--progress", "--no-password"}
+	if slot := s.slotAt(from); slot != "" {
+		argv = append(argv, "--slot="+slot)
+	}
 	_, err := s.run.Run(ctx, command.Op{
-		Label: "copy the database",
-		Argv: []string{s.bin("pg_basebackup"), "--pgdata=" + temp, "--dbname=" + s.conninfo(from, setting{"application_name", copyApp}),
-			"--wal-method=stream", "--checkpoint=fast", "--slot=" + s.slotAt(from), "--progress", "--no-password"},
+		Label: "copy the database", Argv: argv,
 		Env:  []string{"PGOPTIONS=-c statement_timeout=0 -c wal_sender_timeout=60s"},
 		Line: progress,
 	})

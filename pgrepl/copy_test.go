@@ -34,10 +34,10 @@ func TestCloneKeepsWhatWasThere(t *testing.T) {
 	before, err := b.ControlData(ctx)
 	must(t, err)
 
-	if err := b.Clone(ctx, a.upstream(), nil); err == nil || !strings.Contains(err.Error(), "understudy_node_b") {
+	if err := b.Clone(ctx, a.upstream(), nil); err == nil || !strings.Contains(err.Error(), "understudy_1_node_b") {
 		t.Errorf("clone without a slot: %v", err)
 	}
-	must(t, a.EnsureSlots(ctx, []string{"node-b"}))
+	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
 	wrong := a.upstream()
 	wrong.SystemID = "1"
 	if err := b.Clone(ctx, wrong, nil); !errors.Is(err, pgrepl.ErrForeign) {
@@ -87,7 +87,7 @@ func TestFirstCloneKeepsTheOldData(t *testing.T) {
 	ctx := ctxOf(t)
 	ca := pgtest.NewCA(t)
 	a := newPrimary(t, ca, "node-a", "127.10.2.11")
-	must(t, a.EnsureSlots(ctx, []string{"node-b"}))
+	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
 	b := newNode(t, ca, "node-b", "127.10.2.12", pgtest.Fresh)
 	before, err := b.ControlData(ctx)
 	must(t, err)
@@ -109,7 +109,7 @@ func TestNoSpaceIsKnownBeforehand(t *testing.T) {
 	ctx := ctxOf(t)
 	ca := pgtest.NewCA(t)
 	a := newPrimary(t, ca, "node-a", "127.10.2.11")
-	must(t, a.EnsureSlots(ctx, []string{"node-b"}))
+	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
 	// A file with a hole counts for the size of the database and takes no space.
 	oid := a.query(t, "select oid::text from pg_database where datname = 'postgres'")
 	hole, err := os.Create(filepath.Join(a.Instance.DataDir, "base", oid, "hole"))
@@ -136,7 +136,7 @@ func TestDiskFillsUp(t *testing.T) {
 	ctx := ctxOf(t)
 	ca := pgtest.NewCA(t)
 	a := newPrimary(t, ca, "node-a", "127.10.2.11")
-	must(t, a.EnsureSlots(ctx, []string{"node-b"}))
+	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
 	b := newNode(t, ca, "node-b", "127.10.2.12")
 	parent, kept := filepath.Dir(b.Instance.DataDir), b.Instance.Root+"/kept"
 	must(t, os.Rename(b.Instance.DataDir, kept))
@@ -169,7 +169,7 @@ func TestOneCloneAtATime(t *testing.T) {
 	ctx := ctxOf(t)
 	ca := pgtest.NewCA(t)
 	a := newPrimary(t, ca, "node-a", "127.10.2.11")
-	must(t, a.EnsureSlots(ctx, []string{"node-b"}))
+	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
 	b := newNode(t, ca, "node-b", "127.10.2.12")
 	other, err := pgrepl.New(configOf(b.Instance, "node-b"))
 	must(t, err)
@@ -196,7 +196,7 @@ func TestStandbyGetsTheLimitsOfItsPrimary(t *testing.T) {
 	_, err = f.WriteString("max_connections = 150\n")
 	must(t, errors.Join(err, f.Close()))
 	activate(t, a)
-	must(t, a.EnsureSlots(ctx, []string{"node-b"}))
+	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
 	b := newStandby(t, ca, "node-b", "127.10.2.12", a)
 	if got := b.query(t, "show max_connections"); got != "150" {
 		t.Errorf("max_connections %s", got)
@@ -216,9 +216,9 @@ func TestUnfinishedRewindNeverStarts(t *testing.T) {
 	ctx := ctxOf(t)
 	ca := pgtest.NewCA(t)
 	a := newPrimary(t, ca, "node-a", "127.10.2.11")
-	must(t, a.EnsureSlots(ctx, []string{"node-b"}))
+	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
 	b := newStandby(t, ca, "node-b", "127.10.2.12", a)
-	must(t, b.EnsureSlots(ctx, []string{"node-a"}))
+	must(t, b.EnsureSlots(ctx, "1", []string{"node-a"}))
 	a.sql(t, "create table notes as select generate_series(1, 100000) n")
 	end := a.Observe(ctx).Position.LSN
 	await(t, "the standby has the rows", func() bool { return b.Observe(ctx).Replayed >= end })
@@ -270,9 +270,9 @@ func TestRewindOfDivergedPrimary(t *testing.T) {
 	ctx := ctxOf(t)
 	ca := pgtest.NewCA(t)
 	a := newPrimary(t, ca, "node-a", "127.10.2.11")
-	must(t, a.EnsureSlots(ctx, []string{"node-b"}))
+	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
 	b := newStandby(t, ca, "node-b", "127.10.2.12", a)
-	must(t, b.EnsureSlots(ctx, []string{"node-a"}))
+	must(t, b.EnsureSlots(ctx, "1", []string{"node-a"}))
 	a.sql(t, "create table notes as select generate_series(1, 1000) n")
 	end := a.Observe(ctx).Position.LSN
 	await(t, "the standby has the rows", func() bool { return b.Observe(ctx).Replayed >= end })
@@ -302,7 +302,7 @@ func TestForeignCertificate(t *testing.T) {
 	t.Parallel()
 	ctx := ctxOf(t)
 	a := newPrimary(t, pgtest.NewCA(t), "node-a", "127.10.2.11")
-	must(t, a.EnsureSlots(ctx, []string{"node-b"}))
+	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
 	b := newNode(t, pgtest.NewCA(t), "node-b", "127.10.2.12")
 	if err := b.Clone(ctx, a.upstream(), nil); err == nil || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("clone with a foreign certificate: %v", err)

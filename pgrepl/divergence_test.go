@@ -50,7 +50,7 @@ func newRivals(t *testing.T, base string) (loser, winner *node, fork cluster.Pos
 	ctx := ctxOf(t)
 	ca := pgtest.NewCA(t)
 	a := newPrimary(t, ca, "node-a", base+"1")
-	must(t, a.EnsureSlots(ctx, []string{"node-b"}))
+	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
 	b := newStandby(t, ca, "node-b", base+"2", a)
 	for s := range strings.SplitSeq(prologue, ";") {
 		a.sql(t, s)
@@ -302,7 +302,7 @@ func TestDivergenceSlots(t *testing.T) {
 	ctx := ctxOf(t)
 	ca := pgtest.NewCA(t)
 	a := newPrimary(t, ca, "node-a", "127.62.3.7")
-	must(t, a.EnsureSlots(ctx, []string{"node-b"}))
+	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
 	b := newStandby(t, ca, "node-b", "127.62.3.8", a)
 	if err := b.KeepDivergence(ctx); !errors.Is(err, pgrepl.ErrStandby) {
 		t.Errorf("on a standby: %v", err)
@@ -334,7 +334,7 @@ func TestDivergenceSlots(t *testing.T) {
 	b.rise(t, 0, "node-a")
 	must(t, b.KeepDivergence(ctx))
 	a.boot(t)
-	must(t, a.EnsureSlots(ctx, nil))
+	must(t, a.EnsureSlots(ctx, "1", nil))
 	if got := a.query(t, count); got != "2" {
 		t.Errorf("%s slots before it has followed", got)
 	}
@@ -342,7 +342,7 @@ func TestDivergenceSlots(t *testing.T) {
 	a.awaitStreaming(t)
 	b.sql(t, "insert into notes values (2)")
 	await(t, "a has the next row", func() bool { return a.query(t, "select count(*)::text from notes") == "2" })
-	must(t, a.EnsureSlots(ctx, nil))
+	must(t, a.EnsureSlots(ctx, "1", nil))
 	if got := a.query(t, count); got != "0" {
 		t.Errorf("%s slots after it has followed", got)
 	}

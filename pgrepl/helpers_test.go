@@ -57,7 +57,7 @@ func configOf(i *pgtest.Instance, name string) pgrepl.Config {
 }
 
 func (n *node) upstream() pgrepl.Upstream {
-	return pgrepl.Upstream{Name: n.name, Address: n.Instance.Address, Port: n.Instance.Port}
+	return pgrepl.Upstream{Name: n.name, Address: n.Instance.Address, Port: n.Instance.Port, Tenure: "1"}
 }
 
 // boot starts the server as its unit would, with the guard.

@@ -68,7 +68,7 @@ func TestNodesOnOneMachineListenOnTheirOwnLoopbackOnly(t *testing.T) {
 func TestDynamicConf(t *testing.T) {
 	s := testServer()
 	full := dynamic{conninfo: s.conninfo(Upstream{Name: "b", Address: "10.0.0.2", Port: 5433}, setting{"dbname", `it's a \ name`}),
-		slot: "understudy_node_a", standbys: `ANY 1 ("b", "c")`, generation: 7}
+		slot: "understudy_1_node_a", standbys: `ANY 1 ("b", "c")`, generation: 7}
 	if got := parseDynamic(full.text()); got != full {
 		t.Errorf("read back %+v, wrote %+v", got, full)
 	}

@@ -107,12 +107,15 @@ type Upstream struct {
 	Name     string // node name
 	Address  string // IP; its certificate must be for it
 	Port     int
-	Slot     string // slot there to read through; empty: SlotName of this node
-	SystemID string // expected system identifier; empty: not checked
+	Tenure   cluster.Tenure // of the slot there to read through; empty: none is
+	SystemID string         // expected system identifier; empty: not checked
 }
 
-// SlotName is the replication slot that a node uses on its upstream.
-func SlotName(node string) string { return slotPrefix + strings.ReplaceAll(node, "-", "_") }
+// SlotName is the replication slot that a node uses on its upstream, in a tenure of
+// that one.
+func SlotName(t cluster.Tenure, node string) string {
+	return slotPrefix + string(t) + "_" + strings.ReplaceAll(node, "-", "_")
+}
 
 const slotPrefix = "understudy_"
 

@@ -3,25 +3,28 @@ package pgrepl
 import (
 	"context"
 	"fmt"
+
+	"github.com/understudy-ha/understudy/cluster"
 )
 
-// EnsureSlots makes the physical slots that the named nodes read through, with
-// WAL reserved from now on, makes anew one whose WAL is gone, and drops those of
-// understudy that are not listed. Slots of others are never touched. Where a slot
-// is in use it stays.
+// EnsureSlots makes the physical slots that the named nodes read through in a
+// tenure of this one, with WAL reserved from now on, and makes anew one whose WAL
+// is gone. It ends whoever reads through another of understudy's slots, and drops
+// that. Slots of others are never touched.
 //
 // On a standby the slots are there for the promotion: each call moves those that
 // nobody reads to what is replayed, so that they keep back little. Call it now
 // and then.
-func (s *Server) EnsureSlots(ctx context.Context, nodes []string) error {
+func (s *Server) EnsureSlots(ctx context.Context, t cluster.Tenure, nodes []string) error {
 	want := make([]string, len(nodes))
 	for i, n := range nodes {
-		want[i] = SlotName(n)
+		want[i] = SlotName(t, n)
 	}
 	for _, step := range []struct {
 		sql  string
 		args []any
 	}{
+		{`select pg_terminate_backend(active_pid, 1000) ` + ourSlots + ` and active and slot_name <> all($1::text[])`, []any{want}},
 		{`select pg_drop_replication_slot(slot_name) ` + ourSlots + ` and not active
 			and (slot_name <> all($1::text[]) or wal_status = 'lost' or restart_lsn is null)`, []any{want}},
 		// What a former active kept of its divergence is worth nothing once it has

@@ -47,11 +47,12 @@ func (s *Server) point(d *dynamic, up Upstream) {
 	d.conninfo, d.slot, d.standbys = s.conninfo(up), s.slotAt(up), standbyNames(lockedQuorum)
 }
 
+// slotAt is the slot to read through; empty: none.
 func (s *Server) slotAt(up Upstream) string {
-	if up.Slot != "" {
-		return up.Slot
+	if up.Tenure == "" {
+		return ""
 	}
-	return SlotName(s.NodeName)
+	return SlotName(up.Tenure, s.NodeName)
 }
 
 // Detach stops the standby from receiving WAL and returns its final position:

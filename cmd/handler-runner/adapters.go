@@ -289,12 +289,12 @@ func (r replication) Detach(ctx context.Context) (cluster.Position, error) {
 	return pos, err
 }
 
-func (r replication) Follow(ctx context.Context, n cluster.Node) error {
-	return r.pg.Follow(ctx, r.host.Upstream(n))
+func (r replication) Follow(ctx context.Context, up cluster.Upstream) error {
+	return r.pg.Follow(ctx, r.host.Upstream(up))
 }
 
-func (r replication) Slots(ctx context.Context, nodes []string) error {
-	return r.pg.EnsureSlots(ctx, nodes)
+func (r replication) Slots(ctx context.Context, t cluster.Tenure, nodes []string) error {
+	return r.pg.EnsureSlots(ctx, t, nodes)
 }
 
 func (r replication) History(ctx context.Context, tl cluster.Timeline) (cluster.History, error) {
@@ -317,11 +317,11 @@ func (d directory) Final(ctx context.Context) (cluster.Position, error) {
 	return cluster.Position{Timeline: c.Timeline, LSN: c.Checkpoint}, nil
 }
 
-func (d directory) Rewind(ctx context.Context, source cluster.Node) error {
+func (d directory) Rewind(ctx context.Context, source cluster.Upstream) error {
 	return d.pg.Rewind(ctx, d.host.Upstream(source), d.progress("rewind"))
 }
 
-func (d directory) Clone(ctx context.Context, source cluster.Node, progress func(string)) error {
+func (d directory) Clone(ctx context.Context, source cluster.Upstream, progress func(string)) error {
 	return d.pg.Clone(ctx, d.host.Upstream(source), progress)
 }
 
