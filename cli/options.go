@@ -221,7 +221,10 @@ func (m *member) tell(ctx context.Context, kind, message string, data any) error
 	view, err := m.view(ctx)
 	if err == nil {
 		e.Epoch = view.NextMaster.Epoch
-		_, err = m.reg.AppendEvent(ctx, e)
+		err = patiently(ctx, func() (err error) {
+			e, err = m.reg.AppendEvent(ctx, e) // has its ID from then on, and is added once
+			return err
+		})
 	}
 	if err != nil {
 		return fmt.Errorf("%s, but the event is not written: %w", message, err)

@@ -66,8 +66,12 @@ func changePause(c *urfave.Context, want func(*member, cluster.View) (*cluster.P
 	if err != nil {
 		return err
 	}
-	changed, err := m.reg.SetPause(c.Context, p)
-	if err != nil {
+	var changed bool
+	if err := patiently(c.Context, func() error {
+		now, err := m.reg.SetPause(c.Context, p)
+		changed = changed || now
+		return err
+	}); err != nil {
 		return err
 	}
 	kind, says := cluster.EventPause, "the cluster is paused"

@@ -66,17 +66,25 @@ func (g *group) raftLeader(t *testing.T, member string) string {
 	return leader
 }
 
+// standbyLeadsConsul waits until the watcher has moved Consul's leadership off the
+// active node, and returns who has it.
+func (g *group) standbyLeadsConsul(t *testing.T, active string) (leader string) {
+	t.Helper()
+	eventually(t, "a standby leads Consul", func() error {
+		if leader = g.raftLeader(t, active); leader == active {
+			return errors.New("the active does")
+		}
+		return nil
+	})
+	return leader
+}
+
 // consulLeaderDies takes down the standby that leads Consul. Until Consul has a
 // leader again no lease is renewed: the other standby vouches for the active, which
 // stays what it is.
 func consulLeaderDies(t *testing.T, g *group) {
 	s := g.healthy(t, "node1", 3)
-	eventually(t, "a standby leads Consul", func() error {
-		if g.raftLeader(t, s.Active) == s.Active {
-			return errors.New("the active does")
-		}
-		return nil
-	})
+	g.standbyLeadsConsul(t, s.Active)
 	after := g.underWrites(t, func() {
 		leader := g.raftLeader(t, s.Active)
 		g.must(t, "kill", leader)

@@ -136,7 +136,7 @@ func laggard(t *testing.T, g *group) {
 	}
 	before := g.healthy(t, "node1", 3)
 	lags, current := before.Standbys()[0], before.Standbys()[1]
-	if g.raftLeader(t, before.Active) == lags {
+	if g.standbyLeadsConsul(t, before.Active) == lags {
 		lags, current = current, lags
 	}
 	want(t, g.cluster(t, "node1", "nodes", "update", lags, "--options", "priority=200"), 0)

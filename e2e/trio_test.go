@@ -277,7 +277,7 @@ func setActiveRefuses(t *testing.T, g *group) {
 	s := g.healthy(t, "node1", 3)
 	// One whose death leaves Consul its leader.
 	standby := s.Standbys()[0]
-	if standby == g.raftLeader(t, s.Active) {
+	if standby == g.standbyLeadsConsul(t, s.Active) {
 		standby = s.Standbys()[1]
 	}
 	want(t, g.cluster(t, standby, "set-active", s.Active), 1, s.Active+" is already the active node")

@@ -2,7 +2,10 @@ package pgrepl
 
 import (
 	"context"
+	"errors"
 	"fmt"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/understudy-ha/understudy/cluster"
 )
@@ -20,13 +23,14 @@ func (s *Server) EnsureSlots(ctx context.Context, t cluster.Tenure, nodes []stri
 	for i, n := range nodes {
 		want[i] = SlotName(t, n)
 	}
+	if err := s.dropOthers(ctx, want); err != nil {
+		return fmt.Errorf("keep replication slots: %w", err)
+	}
 	for _, step := range []struct {
 		sql  string
 		args []any
 	}{
-		{`select pg_terminate_backend(active_pid, 1000) ` + ourSlots + ` and active and slot_name <> all($1::text[])`, []any{want}},
-		{`select pg_drop_replication_slot(slot_name) ` + ourSlots + ` and not active
-			and (slot_name <> all($1::text[]) or wal_status = 'lost' or restart_lsn is null)`, []any{want}},
+		{`select pg_drop_replication_slot(slot_name) ` + ourSlots + ` and not active and (wal_status = 'lost' or restart_lsn is null)`, nil},
 		// What a former active kept of its divergence is worth nothing once it has
 		// received the WAL of another node.
 		{`select pg_drop_replication_slot(slot_name) ` + divergenceSlots + ` and not active
@@ -42,6 +46,24 @@ func (s *Server) EnsureSlots(ctx context.Context, t cluster.Tenure, nodes []stri
 	}
 	return nil
 }
+
+// dropOthers drops our slots but those. Whoever reads through one comes back a
+// moment after it was ended, so it is tried in quick turns.
+func (s *Server) dropOthers(ctx context.Context, but []string) error {
+	const others = ourSlots + ` and slot_name <> all($1::text[])`
+	return poll(ctx, pollEvery, func() (gone bool, err error) {
+		var taken *pgconn.PgError
+		err = s.sql(ctx, `select pg_drop_replication_slot(slot_name) `+others+` and not active`, but)
+		if err != nil && !(errors.As(err, &taken) && taken.Code == objectInUse) {
+			return false, err
+		}
+		var left, ended int
+		err = s.row(ctx, `select count(*), count(pg_terminate_backend(active_pid)) `+others, []any{but}, &left, &ended)
+		return left == 0, err
+	})
+}
+
+const objectInUse = "55006" // SQLSTATE
 
 // ourSlots begins with the prefix spelled out: in a pattern _ would be any
 // character.
