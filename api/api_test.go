@@ -124,6 +124,9 @@ func TestMembersAreServed(t *testing.T) {
 	if err != nil || s.node.by != "n2" || a.Epoch != 8 || a.Node != "n1" || a.Complete != cluster.Yes || a.Position != (cluster.Position{Timeline: 2, LSN: 0x3000060}) {
 		t.Errorf("answer %+v, %v", a, err)
 	}
+	if l, err := c.Lend(t.Context(), s.self, 8); err != nil || l.Tenure != "l8" || len(s.node.lent) != 1 || s.node.lent[0] != "n2" {
+		t.Errorf("loan %+v, %v, to %v", l, err, s.node.lent)
+	}
 	check(t, c.Vouch(t.Context(), s.self, "n9", 8)) // the certificate tells who asks
 	if len(s.node.vouched) != 1 || s.node.vouched[0] != "n2" {
 		t.Errorf("vouched for %v", s.node.vouched)
@@ -189,6 +192,7 @@ func TestWhoIsRefused(t *testing.T) {
 		"ping":       func(c *api.Client) error { return c.Ping(t.Context(), s.self) },
 		"report":     func(c *api.Client) error { _, err := c.Report(t.Context(), s.self); return err },
 		"detach":     func(c *api.Client) error { _, err := c.Detach(t.Context(), s.self, 8, 1); return err },
+		"lend":       func(c *api.Client) error { _, err := c.Lend(t.Context(), s.self, 8); return err },
 		"vouch":      func(c *api.Client) error { return c.Vouch(t.Context(), s.self, "n2", 8) },
 		"rally":      func(c *api.Client) error { _, err := c.Rally(t.Context(), s.self); return err },
 		"force":      func(c *api.Client) error { return c.Force(t.Context(), s.self) },
@@ -224,10 +228,10 @@ func TestWhoIsRefused(t *testing.T) {
 		})
 	}
 	runner := api.NewClient(s.as(t, "n4"))
-	for _, vote := range []string{"detach", "vouch", "rally", "claim", "last-write", "drill"} {
+	for _, vote := range []string{"detach", "lend", "vouch", "rally", "claim", "last-write", "drill"} {
 		mustBe(t, calls[vote](runner), 403, api.CodeForbidden)
 	}
-	if len(s.node.asked)+len(s.node.targets)+len(s.node.vouched)+len(s.node.claims)+s.node.forced != 0 {
+	if len(s.node.asked)+len(s.node.lent)+len(s.node.targets)+len(s.node.vouched)+len(s.node.claims)+s.node.forced != 0 {
 		t.Errorf("something was done: %v, %v, %v, %v", s.node.asked, s.node.targets, s.node.vouched, s.node.claims)
 	}
 	check(t, calls["report"](runner))

@@ -48,6 +48,12 @@ func (c *Client) Detach(ctx context.Context, n cluster.Node, epoch cluster.Epoch
 	return a, err
 }
 
+// Lend asks the node, which has promised the epoch, for its WAL.
+func (c *Client) Lend(ctx context.Context, n cluster.Node, epoch cluster.Epoch) (l cluster.Loan, err error) {
+	err = c.call(ctx, http.MethodPost, n, "lend", LendRequest{epoch}, &l)
+	return l, err
+}
+
 // Vouch asks the node to stand by this one, the active of the epoch. Who asks is
 // told by the certificate.
 func (c *Client) Vouch(ctx context.Context, n cluster.Node, _ string, epoch cluster.Epoch) error {

@@ -23,6 +23,8 @@ type Admitter interface {
 type Voter interface {
 	// Detach answers the election that the node by holds.
 	Detach(ctx context.Context, by string, epoch cluster.Epoch, seen uint64) (cluster.Answer, error)
+	// Lend lets the node to take this one's WAL, which has promised the epoch.
+	Lend(ctx context.Context, to string, epoch cluster.Epoch) (cluster.Loan, error)
 	Vouch(ctx context.Context, active string, epoch cluster.Epoch) error
 	// Rally tells a node of the same part that is cut off where this one stands.
 	Rally(ctx context.Context) (cluster.Answer, error)
@@ -65,6 +67,10 @@ func Handler(b Backend) http.Handler {
 		answer(w, r, func(ctx context.Context, in DetachRequest) (any, error) {
 			return b.Voter.Detach(ctx, by, in.Epoch, in.Seen)
 		})
+	}))
+	mux.Handle("POST /api/v1/lend", b.managers(func(w http.ResponseWriter, r *http.Request) {
+		to, _ := b.Caller(r.TLS)
+		answer(w, r, func(ctx context.Context, in LendRequest) (any, error) { return b.Voter.Lend(ctx, to, in.Epoch) })
 	}))
 	mux.Handle("POST /api/v1/vouch", b.managers(func(w http.ResponseWriter, r *http.Request) {
 		active, _ := b.Caller(r.TLS)
@@ -117,6 +123,12 @@ func Handler(b Backend) http.Handler {
 type DetachRequest struct {
 	Epoch cluster.Epoch `json:"epoch"`
 	Seen  uint64        `json:"seen"` // index at which the leader key was free
+}
+
+// LendRequest is the body of POST /api/v1/lend, of a node that could be active in
+// that epoch if it had the WAL of the one that it asks; the reply is a cluster.Loan.
+type LendRequest struct {
+	Epoch cluster.Epoch `json:"epoch"`
 }
 
 // VouchRequest is the body of POST /api/v1/vouch: the caller is active in that

@@ -24,6 +24,7 @@ type fakeNode struct {
 	asked   []cluster.Epoch
 	targets []string
 	drilled []bool
+	lent    []string // to whom
 	vouched []string // for whom
 	claims  []cluster.Answer
 	forced  int
@@ -42,6 +43,11 @@ func (n *fakeNode) Report(context.Context) cluster.Report { return n.report }
 func (n *fakeNode) Detach(_ context.Context, by string, epoch cluster.Epoch, _ uint64) (cluster.Answer, error) {
 	n.asked, n.by = append(n.asked, epoch), by
 	return cluster.Answer{Node: n.report.Node, Epoch: epoch, Complete: cluster.Yes, Position: cluster.Position{Timeline: 2, LSN: 0x3000060}}, n.err
+}
+
+func (n *fakeNode) Lend(_ context.Context, to string, epoch cluster.Epoch) (cluster.Loan, error) {
+	n.lent = append(n.lent, to)
+	return cluster.Loan{Tenure: cluster.LoanTenure(epoch)}, n.err
 }
 
 func (n *fakeNode) Vouch(_ context.Context, active string, epoch cluster.Epoch) error {

@@ -59,6 +59,9 @@ type Outcome struct {
 	Passed []Passed `json:"passed,omitempty"`
 
 	Majority string `json:"-"` // a node in the majority that was reached; see ElectSide
+
+	// Borrower would win, had it the WAL of Lender, who cannot.
+	Borrower, Lender string `json:"-"`
 }
 
 // Elect chooses the node that is to be active, or nobody. It gives the same
@@ -123,7 +126,11 @@ func choose(b Ballot) Outcome {
 			return v.undecided(fmt.Sprintf("%s is %d bytes behind the last known position of the active, more than max_lag_on_failover", best.Node, lag))
 		}
 	case behind > 0 && !b.View.Sync.Enough(v.within(best)):
-		return v.undecided(fmt.Sprintf("%s has %d bytes of WAL, perhaps acknowledged, that no electable node has", top.Node, behind))
+		out := v.undecided(fmt.Sprintf("%s has %d bytes of WAL, perhaps acknowledged, that no electable node has", top.Node, behind))
+		if best.Side == nil && top.Side == nil && (best.Line == 0 || best.Line == top.Line) {
+			out.Borrower, out.Lender = best.Node, top.Node
+		}
+		return out
 	}
 	for _, a := range v.fit[1:] {
 		v.pass(a.Node, why(b, best, a))

@@ -28,6 +28,27 @@ func option(b Ballot, node, name, value string) {
 	b.View.Nodes[node] = n
 }
 
+func TestBorrower(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*Ballot)
+		of     string
+	}{
+		"the furthest cannot be active":            {func(b *Ballot) { b.Answers[0].Problem = "ill" }, "c of b"},
+		"the furthest can":                         {func(*Ballot) {}, " of "},
+		"no electable node":                        {func(b *Ballot) { b.Answers[0].Problem, b.Answers[1].Problem = "ill", "ill" }, " of "},
+		"too few answers":                          {func(b *Ballot) { b.Answers = b.Answers[:1] }, " of "},
+		"the WAL of a part":                        {func(b *Ballot) { b.Answers[0].Problem, b.Answers[0].Side = "ill", &Side{} }, " of "},
+		"on a line that the lender may not be on":  {func(b *Ballot) { b.Answers[0].Problem, b.Answers[1].Line = "ill", 5 }, " of "},
+		"both on the line of the latest promotion": {func(b *Ballot) { b.Answers[0].Problem, b.Answers[0].Line, b.Answers[1].Line = "ill", 5, 5 }, "c of b"},
+	} {
+		b := healthyTrio()
+		c.change(&b)
+		if out := Elect(b); out.Borrower+" of "+out.Lender != c.of {
+			t.Errorf("%s: %s borrows of %s, %s", name, out.Borrower, out.Lender, out.Reason)
+		}
+	}
+}
+
 func TestElect(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*Ballot)

@@ -88,6 +88,7 @@ type Observation struct {
 	Foreign  Tri // its system identifier is not the cluster's
 	Diverged Tri // its WAL is not on the way to the active's timeline
 	Stranded Tri // the WAL it needs is gone from the active, for good
+	Mended   Tri // it was rewound or cloned, and needs WAL before it is consistent
 
 	Verdict Verdict // the watcher's; unknown when it is old
 	Chosen  Tri     // the part that is cut off has chosen this node to serve it; No: another

@@ -18,6 +18,17 @@ func (e Epoch) Tenure() Tenure { return Tenure(strconv.FormatUint(uint64(e), 10)
 // Tenure of the node that serves the part.
 func (s Side) Tenure() Tenure { return Tenure(fmt.Sprintf("m%x", s.Since.UnixMilli())) }
 
+// Loan lets a standby take WAL of another one that has more, in an election that
+// nobody could win for the lack of it.
+type Loan struct {
+	Tenure Tenure `json:"tenure"`
+	Lines  []Line `json:"lines,omitempty"` // of the lender's WAL, see Answer.Line
+}
+
+// LoanTenure is that of a lender which has promised the epoch: it ends with whatever
+// comes of the election.
+func LoanTenure(e Epoch) Tenure { return "l" + e.Tenure() }
+
 // Upstream is a node to take WAL from, in one of its tenures.
 type Upstream struct {
 	Node

@@ -28,6 +28,7 @@ func TestScenarios(t *testing.T) {
 	}{
 		{"each node is active in turn", inTurn},
 		{"ten rounds of set-active while a node is away", tenRounds},
+		{"services fail node by node", servicesFail},
 		{"slots survive a failover", slotsSurvive},
 		{"a standby that lags is not elected", laggard},
 		{"the candidate dies in mid-promotion", candidateDies},
@@ -91,6 +92,48 @@ func (g *group) runs(t *testing.T, node, unit, command string) (dropIn string) {
 		t.Fatal(err)
 	}
 	return dropIn
+}
+
+// servicesFail breaks a unit that every member runs, on the active, then on the
+// one after it. The last one serves, and does not give way to the broken ones.
+func servicesFail(t *testing.T, g *group) {
+	before := g.healthy(t, "node1", 3)
+	after := g.underWrites(t, func() {
+		var broken, dropIns []string
+		for seen := before; len(broken) < 2; seen = g.statusOf(t, "node1") {
+			dropIns, broken = append(dropIns, g.runs(t, seen.Active, "notes-web", "/bin/false")), append(broken, seen.Active)
+			g.must(t, "kill", seen.Active, "notes-web")
+			eventually(t, "another node is active", func() error {
+				s, r := g.tryStatus(t, "node1")
+				if s.Active == "" || slices.Contains(broken, s.Active) {
+					return fmt.Errorf("%q is: %v", s.Active, r)
+				}
+				return nil
+			})
+		}
+		last := g.statusOf(t, "node1")
+		for _, node := range broken {
+			eventually(t, node+" is a standby that cannot be active", func() error {
+				n := ask[nodeJSON](t, g, "node1", "nodes", "get", node)
+				if n.State != "standby" || n.LagBytes == nil || n.Checks["services"] != "FAIL" {
+					return fmt.Errorf("%+v", n)
+				}
+				return nil
+			})
+			want(t, g.cluster(t, "node1", "set-active", node), 1, node, "notes-web")
+		}
+		if now := g.statusOf(t, "node1"); now.Active != last.Active || now.Epoch != last.Epoch {
+			t.Errorf("from %+v to %+v", last, now)
+		}
+		for _, file := range dropIns {
+			if err := os.Remove(file); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	if after.Active == before.Active || after.Epoch < before.Epoch+2 {
+		t.Errorf("from %+v to %+v", before, after)
+	}
 }
 
 // slotsSurvive looks at the replication slots before and after PostgreSQL of the

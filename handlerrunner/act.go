@@ -142,7 +142,7 @@ func (h *Handler) fence(ctx context.Context, within time.Duration) error {
 // slot. Who held it when the registry was last heard may serve a part meanwhile.
 func (h *Handler) follow(ctx context.Context, o cluster.Observation) error {
 	l := o.View.Leader
-	if o.Fresh != cluster.Yes || !l.Held || l.Epoch != o.View.NextMaster.Epoch || o.Running != cluster.Yes {
+	if o.Fresh != cluster.Yes || !l.Held || l.Epoch != o.View.NextMaster.Epoch || o.Running != cluster.Yes && o.Mended != cluster.Yes {
 		return nil
 	}
 	h.moving.Lock()
@@ -163,11 +163,15 @@ func (h *Handler) follow(ctx context.Context, o cluster.Observation) error {
 	if may, err := h.mayFollow(ctx, o.View); err != nil || !may {
 		return err
 	}
-	if err := h.Replication.Follow(ctx, o.View.Upstream()); err != nil {
+	if o.Running != cluster.Yes {
+		h.attach(ctx, o.View.Upstream())
+		return nil
+	}
+	// They would keep WAL back for ever, and nobody is to take from here what comes.
+	if err := h.Replication.Slots(ctx, "", nil); err != nil {
 		return err
 	}
-	// Those of a time as active would keep WAL back for ever.
-	if err := h.Replication.Slots(ctx, "", nil); err != nil {
+	if err := h.Replication.Follow(ctx, o.View.Upstream()); err != nil {
 		return err
 	}
 	// Clients may read from a standby.
@@ -235,7 +239,7 @@ func (h *Handler) rejoin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := h.settle(ctx, view.Leader.Epoch); err != nil {
+	if err := h.settle(ctx, view.Leader); err != nil {
 		return err
 	}
 	if err := h.Units.Start(ctx, h.PostgresUnit); err != nil {
@@ -246,20 +250,20 @@ func (h *Handler) rejoin(ctx context.Context) error {
 
 // settle keeps a promise that was made while the directory was being mended: the
 // server, mended to follow the active of that epoch, must not when it starts.
-func (h *Handler) settle(ctx context.Context, epoch cluster.Epoch) error {
+func (h *Handler) settle(ctx context.Context, source cluster.Leader) error {
 	h.moving.Lock()
 	defer h.moving.Unlock()
 	h.setUpstream(0)
-	if err := h.keepSide(nil); err != nil {
-		return err
-	}
 	h.mu.Lock()
-	h.durable.Opened = nil
+	h.durable.Side, h.durable.Lost, h.durable.Opened, h.durable.Lines, h.durable.Mended = nil, false, nil, nil, true
+	if !source.Ready { // see offer
+		h.durable.Lines = slices.Clone(source.Lines)
+	}
 	h.mu.Unlock()
-	if err := h.clearLines(); err != nil {
+	if err := h.keep(); err != nil {
 		return err
 	}
-	if _, d, _ := h.snapshot(); d.Promise <= epoch {
+	if _, d, _ := h.snapshot(); d.Promise <= source.Epoch {
 		return nil
 	}
 	if _, err := h.Replication.Detach(ctx); err != nil && !errors.Is(err, ErrNotRunning) {
@@ -280,22 +284,37 @@ func (h *Handler) forked(ctx context.Context, db Database) bool {
 // consistent.
 const recoverWithin = 10 * time.Minute
 
+// recoverStarts is how often a server that ends meanwhile is started again. One may
+// have been killed; one that ends each time has not got the WAL it needs.
+const recoverStarts = 3
+
 // awaitFollowing waits until the server runs as a standby: before that it cannot
 // tell where it is, and must not be mended again. An election may have detached
 // it meanwhile; where that came to nothing it goes back to the source, without
-// whose WAL it would not become consistent.
+// whose WAL it would not become consistent, and else to who is active now.
 func (h *Handler) awaitFollowing(ctx context.Context, source cluster.Upstream, epoch cluster.Epoch) error {
 	ctx, cancel := context.WithTimeout(ctx, recoverWithin)
 	defer cancel()
-	held := false
+	held, restarts := false, 0
 	for {
 		db, _ := h.Postgres.Observe(ctx)
 		if db.Running == cluster.Yes && db.Primary == cluster.No {
 			return nil
 		}
+		if running, err := h.Units.Running(ctx, h.PostgresUnit); err == nil && running == cluster.No {
+			if restarts++; restarts > recoverStarts {
+				return errors.New("PostgreSQL ends again and again before it is consistent")
+			}
+			if err := h.Units.Start(ctx, h.PostgresUnit); err != nil {
+				return err
+			}
+		}
 		view, d, _ := h.snapshot()
+		if l := view.Leader; l.Serves() && l.Epoch > epoch && len(d.Lines) == 0 {
+			source, epoch, held = view.Upstream(), l.Epoch, true
+		}
 		if held && d.Promise <= epoch && view.Leader.Epoch == epoch {
-			h.attach(ctx, source, epoch)
+			h.reattach(ctx, source, epoch)
 		}
 		held = d.Promise > epoch
 		if err := sleep(ctx, 50*time.Millisecond); err != nil {
@@ -304,16 +323,21 @@ func (h *Handler) awaitFollowing(ctx context.Context, source cluster.Upstream, e
 	}
 }
 
-// attach points a server that is not consistent yet at its source again. What
-// the server says to it does not count: it takes it up when it can.
-func (h *Handler) attach(ctx context.Context, source cluster.Upstream, epoch cluster.Epoch) {
+// reattach points a server that is not consistent yet at its source again.
+func (h *Handler) reattach(ctx context.Context, source cluster.Upstream, epoch cluster.Epoch) {
 	h.moving.Lock()
 	defer h.moving.Unlock()
-	if _, d, _ := h.snapshot(); d.Promise > epoch {
-		return
+	if _, d, _ := h.snapshot(); d.Promise <= epoch {
+		h.attach(ctx, source)
 	}
+}
+
+// attach points a server at a source without whose WAL it would not become
+// consistent. What it says to that does not count: it takes it up when it can. The
+// caller holds moving.
+func (h *Handler) attach(ctx context.Context, source cluster.Upstream) {
 	err := h.Replication.Follow(ctx, source)
-	h.Log.Info("back to the source of the copy: the election came to nothing", "source", source.Name, "error", err)
+	h.Log.Debug("not consistent yet: takes WAL from", "source", source.Name, "tenure", source.Tenure, "error", err)
 }
 
 func (h *Handler) rejoined(err error) {

@@ -227,6 +227,11 @@ func (h *Handler) ballot(ctx context.Context, b cluster.Ballot, began time.Time)
 				return fmt.Errorf("election for epoch %d: %s has promised epoch %d already", b.Epoch, a.Node, a.Epoch)
 			}
 		}
+		if out.Borrower == h.Node {
+			if err := h.borrow(b, out.Lender); err != nil {
+				h.Log.Warn("WAL not borrowed", "from", out.Lender, "epoch", b.Epoch, "error", err)
+			}
+		}
 		return fmt.Errorf("election for epoch %d: nobody is named: %s (%v)", b.Epoch, out.Reason, out.Passed)
 	}
 	next := cluster.Assignment{Node: out.Winner, Epoch: b.Epoch, Reason: out.Reason, By: h.Node, At: time.Now(), Above: cluster.Above(b)}

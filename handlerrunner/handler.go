@@ -79,6 +79,10 @@ type durable struct {
 	// mended or that part's database goes on. Lost says that it does not.
 	Side *cluster.Side `json:"side,omitempty"`
 	Lost bool          `json:"lost,omitempty"`
+
+	// Mended says that the directory was rewound or cloned and that no server has
+	// been consistent on it since: it needs WAL before it can tell where it is.
+	Mended bool `json:"mended,omitempty"`
 }
 
 // tick is how often a node looks around where nothing wakes it.

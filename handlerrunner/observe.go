@@ -14,6 +14,8 @@ const (
 	// strandedAfter is how long a standby may be without its active's WAL
 	// before it is cloned anew.
 	strandedAfter = 30 * time.Second
+	// consistentAfter is the same for a mended directory, which replays WAL first.
+	consistentAfter = 2 * time.Minute
 )
 
 // tip is the end of the line of timelines that the active is on.
@@ -60,6 +62,7 @@ func (h *Handler) observe(ctx context.Context) cluster.Observation {
 	o.Verdict = h.Verdict().Verdict
 	o.Chosen, o.Served = h.parted(o.Verdict)
 	h.reunite(o, db)
+	o.Mended = h.mended(db)
 	o.Diverged = h.diverged(ctx, o, db)
 	o.Stranded = h.stranded(now, o, db)
 	return o
@@ -122,14 +125,35 @@ func (h *Handler) diverged(ctx context.Context, o cluster.Observation, db Databa
 // stranded says that a standby has been without its active for so long that the
 // WAL it needs must be taken for gone.
 func (h *Handler) stranded(now time.Time, o cluster.Observation, db Database) cluster.Tri {
-	if db.Running != cluster.Yes || db.Streaming || !o.View.Leader.Serves() {
+	if db.Running != cluster.Yes && o.Mended != cluster.Yes || db.Streaming || !o.View.Leader.Serves() {
 		h.strayed = time.Time{}
 		return cluster.No
 	}
 	if h.strayed.IsZero() {
 		h.strayed = now
 	}
-	return cluster.TriOf(now.Sub(h.strayed) > o.View.Options(h.Node).Stretch(strandedAfter))
+	patience := strandedAfter
+	if o.Mended == cluster.Yes {
+		patience = consistentAfter
+	}
+	return cluster.TriOf(now.Sub(h.strayed) > o.View.Options(h.Node).Stretch(patience))
+}
+
+// mended says that the directory was mended and no server has been consistent on it
+// yet.
+func (h *Handler) mended(db Database) cluster.Tri {
+	h.mu.Lock()
+	since := h.durable.Mended
+	h.mu.Unlock()
+	if since && db.Running == cluster.Yes {
+		h.moving.Lock()
+		defer h.moving.Unlock()
+		h.mu.Lock()
+		h.durable.Mended, since = false, false
+		h.mu.Unlock()
+		_ = h.keep() // has logged an error; a restart would learn it anew
+	}
+	return cluster.TriOf(since)
 }
 
 func (h *Handler) lastTip() tip {

@@ -119,6 +119,8 @@ type Peers interface {
 	// Detach asks for the node's promise and final position; seen is the
 	// index at which the leader key was free.
 	Detach(ctx context.Context, node cluster.Node, epoch cluster.Epoch, seen uint64) (cluster.Answer, error)
+	// Lend asks a node that has promised the epoch for its WAL; see Handler.Lend.
+	Lend(ctx context.Context, node cluster.Node, epoch cluster.Epoch) (cluster.Loan, error)
 	// Vouch asks whether the node stands by the active of an epoch.
 	Vouch(ctx context.Context, node cluster.Node, active string, epoch cluster.Epoch) error
 	// Report asks what the node tells of itself.

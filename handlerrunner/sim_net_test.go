@@ -117,6 +117,18 @@ func (n simPeers) Detach(ctx context.Context, node cluster.Node, epoch cluster.E
 	})
 }
 
+func (n simPeers) Lend(ctx context.Context, node cluster.Node, epoch cluster.Epoch) (cluster.Loan, error) {
+	return ask(ctx, n.p, node.Name, "Lend", func(ctx context.Context, h *Handler) (cluster.Loan, error) {
+		loan, err := h.Lend(ctx, n.p.name, epoch)
+		if err == nil {
+			n.p.s.mu.Lock()
+			n.p.s.count("loans")
+			n.p.s.mu.Unlock()
+		}
+		return loan, err
+	})
+}
+
 func (n simPeers) Vouch(ctx context.Context, node cluster.Node, active string, epoch cluster.Epoch) error {
 	_, err := ask(ctx, n.p, node.Name, "Vouch", func(ctx context.Context, h *Handler) (bool, error) {
 		return true, h.Vouch(ctx, active, epoch)

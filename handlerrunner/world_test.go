@@ -355,6 +355,14 @@ func (p *fakePeers) Detach(ctx context.Context, node cluster.Node, epoch cluster
 	return handler.Detach(ctx, p.h.name, epoch, seen)
 }
 
+func (p *fakePeers) Lend(ctx context.Context, node cluster.Node, epoch cluster.Epoch) (cluster.Loan, error) {
+	handler, err := p.reach(ctx, node.Name)
+	if err != nil {
+		return cluster.Loan{}, err
+	}
+	return handler.Lend(ctx, p.h.name, epoch)
+}
+
 func (p *fakePeers) Vouch(ctx context.Context, node cluster.Node, active string, epoch cluster.Epoch) error {
 	handler, err := p.reach(ctx, node.Name)
 	if err != nil {
