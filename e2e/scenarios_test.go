@@ -206,20 +206,31 @@ func laggard(t *testing.T, g *group) {
 }
 
 // slowPromotion has the next promotion of a node take long, after its timeline is
-// made and before clients could write. undo makes it as it was.
-func (g *group) slowPromotion(t *testing.T, node string) (undo func()) {
+// made and before clients could write; begun says that it does. undo makes it as it
+// was.
+func (g *group) slowPromotion(t *testing.T, node string) (begun func() bool, undo func()) {
 	t.Helper()
 	n := g.node(t, node)
 	found, err := filepath.Glob(filepath.Join(n.Root, "etc/postgresql/*/main/conf.d"))
 	if err != nil || len(found) != 1 {
 		t.Fatalf("%v, %v", found, err)
 	}
-	file := filepath.Join(found[0], "zz-slow.conf")
-	if err := os.WriteFile(file, []byte("recovery_end_command = 'sleep 30'\n"), 0o644); err != nil {
+	file, sign := filepath.Join(found[0], "zz-slow.conf"), filepath.Join(n.Root, "promotes")
+	if err := os.WriteFile(sign, nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(sign, 0o666); err != nil { // whatever the umask
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte("recovery_end_command = 'echo yes > "+sign+"; sleep 30'\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	sql(t, n, "select pg_reload_conf()")
-	return func() {
+	begun = func() bool {
+		said, err := os.ReadFile(sign)
+		return err == nil && len(said) > 0
+	}
+	return begun, func() {
 		if err := os.Remove(file); err != nil {
 			t.Fatal(err)
 		}
@@ -229,17 +240,17 @@ func (g *group) slowPromotion(t *testing.T, node string) (undo func()) {
 // candidateDies kills the node that is to be active whole, while it promotes.
 func candidateDies(t *testing.T, g *group) {
 	before := g.healthy(t, "node1", 3)
-	undo := map[string]func(){}
+	begun, undo := map[string]func() bool{}, map[string]func(){}
 	for _, node := range before.Standbys() {
-		undo[node] = g.slowPromotion(t, node)
+		begun[node], undo[node] = g.slowPromotion(t, node)
 	}
 	var candidate string
 	after := g.underWrites(t, func() {
 		g.must(t, "kill", before.Active, "postgres")
 		eventually(t, "a node promotes", func() error {
-			for _, n := range ask[[]nodeJSON](t, g, before.Active, "nodes", "list") {
-				if n.State == "promoting" {
-					candidate = n.Name
+			for node, begun := range begun {
+				if begun() {
+					candidate = node
 				}
 			}
 			if candidate == "" {
@@ -348,7 +359,7 @@ func missesWAL(t *testing.T, g *group) {
 		sql(t, active, "select pg_reload_conf()")
 		eventually(t, "the WAL is gone", func() error {
 			sql(t, active, "select pg_logical_emit_message(false, 'test', 'x'), pg_switch_wal()", "checkpoint")
-			status, err := g.query(t, active.Name, "select wal_status from pg_replication_slots where slot_name = 'understudy_"+node+"'")
+			status, err := g.query(t, active.Name, "select wal_status from pg_replication_slots where slot_name = '"+fmt.Sprintf("understudy_%d_%s", before.Epoch, node)+"'")
 			if err != nil || status != "lost" {
 				return fmt.Errorf("the slot is %s: %v", status, err)
 			}
