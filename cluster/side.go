@@ -110,7 +110,7 @@ func compareTrue(x, y bool) int {
 // LastWrite is when data on a node was last changed, after a fork.
 type LastWrite struct {
 	At    time.Time `json:"at"`    // when that was committed; zero: nothing was, since
-	Clock time.Time `json:"clock"` // the node's clock when it answered
+	Clock time.Time `json:"clock"` // of the node, when it answered
 }
 
 // SideWins decides whose database goes on where two lines have both been
@@ -183,10 +183,8 @@ func tipOf(b Ballot) (tip Answer, found bool) {
 		}
 	}
 	slices.SortFunc(own, furthest)
-	for _, o := range own {
-		if own[0].leads(o) && (own[0].Last == nil || latest(o, own[0]) < 0) {
-			own[0].Last = o.Last // any of them tells when the line was last written
-		}
+	if len(own) > 0 {
+		own[0].Last = lastOf(own, b.View.Leader.Node)
 	}
 	mode := HealMode(b.View.Options("").Get("heal"))
 	slices.SortFunc(sides, func(x, y Answer) int {
@@ -207,6 +205,25 @@ func tipOf(b Ballot) (tip Answer, found bool) {
 		return sides[0], true
 	}
 	return own[0], true
+}
+
+// lastOf is when the line of the first answer, which is the furthest, was last
+// written: any node on it tells. The times in WAL are by the clock of who wrote it,
+// the writer, so where that one has answered its clock counts.
+func lastOf(own []Answer, writer string) (last *LastWrite) {
+	for _, o := range own {
+		if own[0].leads(o) && o.Last != nil && (last == nil || o.Last.At.After(last.At)) {
+			last = o.Last
+		}
+	}
+	i := slices.IndexFunc(own, func(a Answer) bool { return a.Node == writer })
+	switch {
+	case i < 0 || last == nil:
+		return last
+	case own[i].Last == nil:
+		return nil
+	}
+	return &LastWrite{last.At, own[i].Last.Clock}
 }
 
 // rejoined returns the answers without the sides that are none any more: whose WAL

@@ -95,6 +95,14 @@ func TestElectAfterAPartition(t *testing.T) {
 			a.Last = written(90)
 			b.Answers = append(b.Answers, a)
 		}, "b", ""},
+		"but the time is by the clock of who wrote": {func(b *Ballot) {
+			a := sound("a", 200)
+			a.Last = &LastWrite{At: written(10).At, Clock: written(10).Clock.Add(time.Minute)}
+			b.View.Leader.Node, b.Answers = "a", append(b.Answers, a)
+		}, "a", ""},
+		"which may not be known": {func(b *Ballot) {
+			b.View.Leader.Node, b.Answers = "a", append(b.Answers, sound("a", 200))
+		}, "a", ""},
 		"the side alone, of a set that asks for more": {func(b *Ballot) { b.Answers = b.Answers[1:] }, "", "2 must answer"},
 		"the side alone, of a pair": {func(b *Ballot) {
 			b.View.Sync.Members = []string{"c"}
