@@ -101,7 +101,7 @@ func (h *Handler) promote(ctx context.Context) error {
 // skipped is how many timelines a promotion from tl passes over where the cluster
 // is known to have been on timelines up to above: one more than these. PostgreSQL
 // may count the last that it passes over among the ancestors of the new one, and a
-// node that is on a timeline of that number would then stream on, over the fork.
+// node that is on a timeline of that number would then be sent that one, over its own.
 func skipped(tl, above cluster.Timeline) int {
 	if above <= tl {
 		return 0
