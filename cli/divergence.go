@@ -183,7 +183,7 @@ func printDivergence(w io.Writer, h held) {
 	fmt.Fprintf(w, "written by    %s in epoch %d, on timeline %d after %s\n", h.Node, h.Epoch, h.Timeline, h.Fork)
 	fmt.Fprintf(w, "committed     %d transactions that changed data, from %s to %s\n", h.Transactions, clock(h.First), clock(h.Last))
 	if !h.Complete {
-		fmt.Fprintf(w, "NOT COMPLETE  %s; a copy of the whole data directory is in %s on %s\n", strings.Join(h.Missing, "; "), h.Physical, h.HeldBy)
+		fmt.Fprintf(w, "NOT COMPLETE  %s; the whole data directory is in %s on %s\n", strings.Join(h.Missing, "; "), h.Physical, h.HeldBy)
 	}
 	if len(h.Tables) > 0 {
 		var lines [][]string

@@ -105,11 +105,11 @@ func (h History) Leads(tip Timeline, p Position, own History) bool {
 	if len(own) == 0 || len(h) == 0 {
 		return true // timeline 1, or not known
 	}
-	return own[len(own)-1].LSN == h.start(p.Timeline)
+	return own[len(own)-1].LSN == h.Start(p.Timeline)
 }
 
-// start is where a timeline on this line was begun.
-func (h History) start(tl Timeline) (begun LSN) {
+// Start is where a timeline on this line was begun.
+func (h History) Start(tl Timeline) (begun LSN) {
 	for _, f := range h {
 		if f.Timeline == tl {
 			break

@@ -213,6 +213,10 @@ func (h *Handler) mayFollow(ctx context.Context, v cluster.View) (bool, error) {
 func (h *Handler) rejoin(ctx context.Context) error {
 	view, d, db := h.snapshot()
 	source := view.Upstream()
+	if db.Position.LSN > 0 {
+		h.stood = db
+	}
+	db = h.stood // an attempt that came to nothing has stopped the server
 	complete, err := h.Directory.Complete()
 	if err != nil {
 		return err
@@ -222,10 +226,12 @@ func (h *Handler) rejoin(ctx context.Context) error {
 	if err := h.fence(ctx, stopWithin); err != nil {
 		return err
 	}
-	if !clone {
-		if err := h.preserve(ctx, d, db); err != nil {
-			h.Log.Error("not exported, so the directory is kept and cloned beside", "error", err)
+	if complete { // else that was done before the rewind which broke off
+		if err := h.preserve(ctx, view, d, db); errors.Is(err, ErrSetAside) {
+			h.Log.Error("cloned beside", "error", err)
 			clone = true
+		} else if err != nil {
+			return err
 		}
 	}
 	if clone {
@@ -239,6 +245,7 @@ func (h *Handler) rejoin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	h.stood = Database{}
 	if err := h.settle(ctx, view.Leader); err != nil {
 		return err
 	}

@@ -215,7 +215,10 @@ func (p *fakePG) Promote(ctx context.Context) (cluster.Position, error) {
 	if !p.primary {
 		p.unflushed = 0
 		p.history = append(slices.Clone(p.history), cluster.Fork{Timeline: p.timeline, LSN: p.lsn()})
-		p.timeline += 1 + p.skip
+		if p.timeline += p.skip; p.skip > 0 { // as happens in PostgreSQL, the last one that was skipped is an ancestor
+			p.history = append(p.history, cluster.Fork{Timeline: p.timeline, LSN: p.lsn()})
+		}
+		p.timeline++
 		p.primary, p.skip = true, 0
 		p.h.w.records--
 		p.wal = append(p.wal, p.h.w.records)

@@ -83,7 +83,7 @@ func (d *fakeDivergence) SkipTimelines(_ context.Context, n int) error {
 	return nil
 }
 
-func (d *fakeDivergence) Export(ctx context.Context, _ cluster.Epoch, fork cluster.LSN) error {
+func (d *fakeDivergence) Export(ctx context.Context, _ cluster.Epoch, fork cluster.LSN, _ []cluster.Timeline) error {
 	if err := d.h.pause(ctx, 100*time.Millisecond); err != nil {
 		return err
 	}

@@ -136,6 +136,7 @@ type Handler struct {
 	changed  cluster.LSN   // position after the quorum in effect was set
 	advanced time.Time     // when Divergence was last advanced
 	rewound  cluster.Epoch // for which a rewind was tried; the rejoin job's own
+	stood    Database      // before the server was stopped to be mended; the rejoin job's own
 	told     told
 }
 

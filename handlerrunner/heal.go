@@ -142,25 +142,59 @@ func (h *Handler) yields(ctx context.Context, a cluster.Answer, after cluster.LS
 	return reason, nil
 }
 
-// preserve exports what this node wrote beyond the line of the active, before it
-// is rewound. An error means that nothing is lost only if the directory is kept.
-func (h *Handler) preserve(ctx context.Context, d durable, db Database) error {
+// preserve exports what this node wrote beyond the line of the active, before its
+// directory is rewound or replaced. What other nodes wrote they have themselves.
+// The error wraps ErrSetAside where a clone loses nothing; after any other nothing
+// may be done to the directory.
+func (h *Handler) preserve(ctx context.Context, v cluster.View, d durable, db Database) error {
 	served := d.Side != nil && d.Side.Leader == h.Node
-	if !served && !slices.Contains(d.Opened, db.Position.Timeline) {
-		return nil // another node wrote it, and has it
+	if !served && len(d.Opened) == 0 {
+		return nil
+	}
+	t, known := h.learn(ctx, v)
+	if !known || db.Position.LSN == 0 {
+		return fmt.Errorf("where the lines of %s and %s part is not known yet", h.Node, v.Leader.Node)
 	}
 	own, err := h.Replication.History(ctx, db.Position.Timeline)
 	if err != nil {
 		return err
 	}
-	t := h.lastTip()
-	fork := t.history.Fork(t.timeline, own, db.Position)
-	epoch := d.Tried
-	if d.Side != nil {
-		epoch = d.Side.Epoch
+	fork, epoch := parted(t, v.Leader, d, own, db.Position), d.Tried
+	if served {
+		fork, epoch = min(fork, d.Side.Fork.LSN), d.Side.Epoch
 	}
-	if err := h.Divergence.Export(ctx, epoch, fork.LSN); err != nil {
+	wrote := beyond(d.Opened, fork, own, db.Position)
+	if len(wrote) == 0 && !(served && db.Position.LSN > fork) {
+		return nil
+	}
+	if err := h.Divergence.Export(ctx, epoch, fork, wrote); err != nil {
 		return fmt.Errorf("export what was written after %s: %w", fork, err)
 	}
 	return nil
+}
+
+// parted is where the line of this node, which has come to p, left that of the
+// active. A timeline that merely has the number of one of the active's is told by
+// its promotion: see doubled.
+func parted(t tip, l cluster.Leader, d durable, own cluster.History, p cluster.Position) cluster.LSN {
+	fork := t.history.Fork(t.timeline, own, p).LSN
+	for _, line := range d.on(p.Timeline) {
+		if line.Epoch < l.Epoch && !slices.Contains(l.Lines, line) {
+			fork = min(fork, own.Start(line.Timeline))
+		}
+	}
+	return fork
+}
+
+// beyond returns those of the timelines that go on after a fork, on a line that has
+// come to p. One that is not on that line at all may, too.
+func beyond(opened []cluster.Timeline, fork cluster.LSN, own cluster.History, p cluster.Position) (wrote []cluster.Timeline) {
+	line := append(slices.Clone(own), cluster.Fork{Timeline: p.Timeline, LSN: p.LSN})
+	for _, tl := range opened {
+		i := slices.IndexFunc(line, func(f cluster.Fork) bool { return f.Timeline == tl })
+		if i < 0 || line[i].LSN > fork {
+			wrote = append(wrote, tl)
+		}
+	}
+	return wrote
 }

@@ -99,21 +99,9 @@ func (h *Handler) diverged(ctx context.Context, o cluster.Observation, db Databa
 	if db.Streaming && db.Upstream == o.View.Nodes[l.Node].Address {
 		return cluster.No
 	}
-	t := h.lastTip()
-	if t.epoch != l.Epoch {
-		try, cancel := context.WithTimeout(ctx, observeTimeout)
-		defer cancel()
-		r, err := h.Peers.Report(try, o.View.Nodes[l.Node])
-		// A daemon that has just started does not know its own position yet.
-		known := err == nil && (r.Open || !l.Ready) && r.Epoch == l.Epoch && r.Position.Timeline == l.Timeline &&
-			(l.Timeline == 1 || len(r.History) > 0)
-		if !known {
-			return cluster.Unknown
-		}
-		t = tip{l.Epoch, r.Position.Timeline, r.History}
-		h.mu.Lock()
-		h.tip = t
-		h.mu.Unlock()
+	t, known := h.learn(ctx, o.View)
+	if !known {
+		return cluster.Unknown
 	}
 	own, err := h.Replication.History(ctx, db.Position.Timeline)
 	if err != nil {
@@ -154,6 +142,28 @@ func (h *Handler) mended(db Database) cluster.Tri {
 		_ = h.keep() // has logged an error; a restart would learn it anew
 	}
 	return cluster.TriOf(since)
+}
+
+// learn asks the active node for its line, once per epoch.
+func (h *Handler) learn(ctx context.Context, v cluster.View) (t tip, known bool) {
+	l := v.Leader
+	if t = h.lastTip(); t.epoch == l.Epoch {
+		return t, true
+	}
+	ctx, cancel := context.WithTimeout(ctx, observeTimeout)
+	defer cancel()
+	r, err := h.Peers.Report(ctx, v.Nodes[l.Node])
+	// A daemon that has just started does not know its own position yet.
+	known = err == nil && (r.Open || !l.Ready) && r.Epoch == l.Epoch && r.Position.Timeline == l.Timeline &&
+		(l.Timeline == 1 || len(r.History) > 0)
+	if !known {
+		return t, false
+	}
+	t = tip{l.Epoch, r.Position.Timeline, r.History}
+	h.mu.Lock()
+	h.tip = t
+	h.mu.Unlock()
+	return t, true
 }
 
 func (h *Handler) lastTip() tip {

@@ -47,6 +47,9 @@ type Lease interface {
 var (
 	// ErrSessionGone: the session that held the lock does not exist any more.
 	ErrSessionGone = errors.New("the session is gone")
+	// ErrSetAside: what was written could not be exported. The data directory is
+	// recorded instead, and a clone keeps it for good.
+	ErrSetAside = errors.New("not exported, and the data directory is to be kept")
 	// ErrNotRunning: PostgreSQL does not run.
 	ErrNotRunning = errors.New("PostgreSQL is not running")
 )
@@ -149,8 +152,9 @@ type Divergence interface {
 	// those up to an LSN that every member has confirmed.
 	Keep(ctx context.Context, confirmed cluster.LSN) error
 	// Export writes down every change of the stopped server after the fork,
-	// which it made in an epoch. It may be repeated.
-	Export(ctx context.Context, epoch cluster.Epoch, fork cluster.LSN) error
+	// which it made in an epoch, on these timelines or as a part's. It may be
+	// repeated. The error wraps ErrSetAside where a clone now keeps them.
+	Export(ctx context.Context, epoch cluster.Epoch, fork cluster.LSN, wrote []cluster.Timeline) error
 }
 
 // Journal keeps the history of the cluster. Write does not block.

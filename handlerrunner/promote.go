@@ -30,8 +30,8 @@ func (h *Handler) promote(ctx context.Context) error {
 	h.mu.Unlock()
 	view, d, db := h.snapshot()
 	epoch := view.NextMaster.Epoch
-	tl, last := db.Position.Timeline, max(db.Position.Timeline, view.NextMaster.Above)
-	leader := cluster.Leader{Node: h.Node, Epoch: epoch, Lines: append(d.on(tl), cluster.Line{Timeline: last + 1, Epoch: epoch})}
+	tl, skip := db.Position.Timeline, skipped(db.Position.Timeline, view.NextMaster.Above)
+	leader := cluster.Leader{Node: h.Node, Epoch: epoch, Lines: append(d.on(tl), cluster.Line{Timeline: tl + cluster.Timeline(skip) + 1, Epoch: epoch})}
 	ctx, cancel := context.WithTimeout(ctx, view.Options(h.Node).Stretch(promoteWithin))
 	defer cancel()
 	others := h.others(view)
@@ -55,8 +55,8 @@ func (h *Handler) promote(ctx context.Context) error {
 	if err := ready.Wait(); err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
-	if last > tl {
-		if err := h.Divergence.SkipTimelines(ctx, int(last-tl)); err != nil {
+	if skip > 0 {
+		if err := h.Divergence.SkipTimelines(ctx, skip); err != nil {
 			return fmt.Errorf("promote: %w", err)
 		}
 	}
@@ -96,6 +96,17 @@ func (h *Handler) promote(ctx context.Context) error {
 	// Without it a former active that is rewound now would see the old
 	// timeline in the control file (trap 19).
 	return h.Checkpoint(ctx)
+}
+
+// skipped is how many timelines a promotion from tl passes over where the cluster
+// is known to have been on timelines up to above: one more than these. PostgreSQL
+// may count the last that it passes over among the ancestors of the new one, and a
+// node that is on a timeline of that number would then be sent that one, over its own.
+func skipped(tl, above cluster.Timeline) int {
+	if above <= tl {
+		return 0
+	}
+	return int(above-tl) + 1
 }
 
 // promoted ends an attempt. The state follows from what is then observed.

@@ -1,7 +1,7 @@
 package handlerrunner
 
 import (
-	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -11,7 +11,7 @@ import (
 // This file holds what must be true of parts of the cluster that are cut off and
 // served, and of what becomes of their commits.
 
-var errExport = errors.New("the disk for exports is full")
+var errExport = fmt.Errorf("the disk for exports is full: %w", ErrSetAside)
 
 // partsSettle bounds how long two nodes that reach each other may both take
 // writes, beyond minority_after.

@@ -48,7 +48,7 @@ func (d simDivergence) Keep(ctx context.Context, _ cluster.LSN) error {
 }
 
 // Export takes its time, and is nothing before its end.
-func (d simDivergence) Export(ctx context.Context, epoch cluster.Epoch, fork cluster.LSN) error {
+func (d simDivergence) Export(ctx context.Context, epoch cluster.Epoch, fork cluster.LSN, wrote []cluster.Timeline) error {
 	_, err := call(ctx, simPG{d.h.pg, d.p}, "Export", 20*ms, 800*ms, func(ctx context.Context) (bool, error) {
 		d.p.s.mu.Lock()
 		refused := d.h.pg.failExports > 0
@@ -60,7 +60,7 @@ func (d simDivergence) Export(ctx context.Context, epoch cluster.Epoch, fork clu
 			return false, errExport
 		}
 		d.p.s.tell(d.p.name, "exports what lies after %s", fork)
-		if err := d.fakeDivergence.Export(ctx, epoch, fork); err != nil {
+		if err := d.fakeDivergence.Export(ctx, epoch, fork, wrote); err != nil {
 			return false, err
 		}
 		d.p.s.exports(d.h, fork)

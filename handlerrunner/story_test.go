@@ -241,6 +241,7 @@ var quick = map[string]func(*world, *host, []string) error{
 	"thaw":          func(_ *world, h *host, _ []string) error { close(h.thaw); h.thaw = nil; return nil },
 	"isolate":       func(_ *world, h *host, _ []string) error { h.isolated = true; return nil },
 	"mute":          func(_ *world, h *host, _ []string) error { h.mute = true; return nil },
+	"isolate-at":    func(_ *world, h *host, args []string) error { h.isolateAt = args[0]; return nil },
 	"idle":          func(_ *world, h *host, _ []string) error { h.idle = true; return nil },
 	"part": func(w *world, h *host, args []string) error { // from the rest, and from the registry
 		h.part = h.name

@@ -19,7 +19,8 @@ import (
 // standby, and leaves it configured to follow from. The server must be stopped.
 //
 // The copy is made beside, checked, and then swapped in at one stroke; what was
-// there before is kept as DATADIR.old-TIME, the two newest of these. So a clone
+// there before is kept as DATADIR.old-TIME, the two newest of these, or for good
+// where SetAside has recorded it. So a clone
 // that fails or is cancelled changes nothing; what it left is removed by the
 // next. progress gets a line now and then; it may be nil.
 //
@@ -130,14 +131,17 @@ func (s *Server) swapIn(temp string) error {
 		}
 		return syncPath(parent)
 	}
-	old := oldDir(s.DataDir, time.Now())
+	old, err := replaced(s.DataDir, time.Now())
+	if err != nil {
+		return err
+	}
 	if err := os.Rename(temp, old); err != nil {
 		return fmt.Errorf("put the clone in place: %w", err)
 	}
 	if err := syncPath(parent); err != nil {
 		return err
 	}
-	err := unix.Renameat2(unix.AT_FDCWD, old, unix.AT_FDCWD, s.DataDir, unix.RENAME_EXCHANGE)
+	err = unix.Renameat2(unix.AT_FDCWD, old, unix.AT_FDCWD, s.DataDir, unix.RENAME_EXCHANGE)
 	if errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOSYS) {
 		err = renameBoth(old, s.DataDir) // a file system that cannot exchange
 	}
@@ -167,7 +171,8 @@ func (s *Server) settleAs(ctx context.Context, from Upstream) error {
 	if err := s.writeStatic(ctx); err != nil {
 		return err
 	}
-	if err := removeFiles(rewindMark(s.DataDir)); err != nil {
+	// The source's data directory may have been one to be kept.
+	if err := removeFiles(rewindMark(s.DataDir), asideMark(s.DataDir)); err != nil {
 		return err
 	}
 	if err := syncPath(filepath.Dir(s.DataDir)); err != nil {

@@ -25,6 +25,9 @@ type ExportRequest struct {
 	Epoch   cluster.Epoch // in which this node was active
 	Fork    cluster.LSN   // the winner has everything up to here, and nothing of this node after it
 	Dir     string        // exports go here, each in a folder of its own; made when missing
+	// Wrote are the timelines on which this node wrote after the fork. One that
+	// did not lead to where the server is now cannot be read, which is an error.
+	Wrote []cluster.Timeline
 }
 
 // Export writes down every change that this former active node has committed
@@ -38,7 +41,8 @@ type ExportRequest struct {
 //
 // Where rows could not be read one by one the whole data directory is copied
 // beside them, and Summary.Complete is false; a server that runs must be stopped
-// for that, an error that wraps ErrRunning. ErrNoSpace: the disk is too full. After an error nothing is left behind and the call may be repeated;
+// for that, an error that wraps ErrRunning. ErrNoSpace: the disk is too full. After an error nothing is left behind and the call may be repeated,
+// or SetAside keeps the directory as it is;
 // done again for the same changes it returns the export that there is.
 func (s *Server) Export(ctx context.Context, r ExportRequest) (divergence.Summary, error) {
 	summary, err := s.export(ctx, r)
@@ -113,6 +117,13 @@ func (e *exporter) gather(ctx context.Context) error {
 	}
 	end, back, err := endOf(ctx, c)
 	if err != nil {
+		return err
+	}
+	history, err := e.History(ctx, end.Timeline)
+	if err != nil {
+		return err
+	}
+	if err := onLine(history, end.Timeline, e.Wrote); err != nil {
 		return err
 	}
 	if e.scan, err = e.Server.scan(ctx, back, e.Fork, end); err != nil {

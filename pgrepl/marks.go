@@ -18,6 +18,7 @@ import (
 //	D.complete    D is a whole copy of the database: it may be elected
 //	D.clone       a clone that is being made
 //	D.old-TIME    what D was before
+//	D.divergence-ID  what D was before, with what was written in vain; see SetAside
 //	D.lock        held by whoever clones or rewinds
 //
 // In the unit of the server the guard of PrepareBoot is, run as PostgreSQL's user,

@@ -29,6 +29,12 @@ const skipped = "skipped by understudy"
 // does not come, Follow takes the files back. The files stay after it, because
 // standbys ask for the history of every number.
 //
+// The server looks for new timelines all the time, and then counts the last of
+// these among the ancestors of the one that Promote makes. A node that has WAL of
+// its own on a timeline of that number, and less of it, would be sent that
+// ancestor, over what it has, and shut down. So n must be one more than is needed:
+// no node may be on the last one.
+//
 // Done again it writes no more than is missing. The error wraps ErrNotStandby on
 // a primary, and ErrNotRunning without a server.
 func (s *Server) SkipTimelines(ctx context.Context, n int) error {

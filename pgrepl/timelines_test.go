@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/understudy-ha/understudy/cluster"
@@ -105,6 +106,54 @@ func TestFollowSkipped(t *testing.T) {
 	if got := b.Observe(ctx).Position.Timeline; got != at.Timeline {
 		t.Errorf("b is on timeline %d, c on %d", got, at.Timeline)
 	}
+}
+
+// PostgreSQL may take the last timeline that was skipped for an ancestor of the new
+// one. A node that has made a timeline of a number below it, and has less WAL, stays
+// on that; were it of that very number, it would stream on over the fork.
+func TestForkBelowSkipped(t *testing.T) {
+	t.Parallel()
+	ctx := ctxOf(t)
+	a, b, c := newTrio(t, "127.68.1.1")
+	a.Kill(t)
+	forked := b.rise(t, 1, "node-a", "node-c")
+	must(t, b.KeepDivergence(ctx))
+	c.rise(t, 0, "node-a", "node-b")
+	b.sql(t, "insert into notes values (1000, 'one side')")
+	c.sql(t, "insert into notes select g, repeat('other side', 1000) from generate_series(2000, 3000) g")
+	for _, n := range []*node{b, c} {
+		n.Stop(t)
+		n.boot(t)
+	}
+	before, err := c.Detach(ctx)
+	must(t, err)
+	above := int(forked.Timeline - before.Timeline)
+	must(t, c.SkipTimelines(ctx, above+1))
+	await(t, "c is on its way to what it skips", func() bool { return strings.Contains(c.Log(t), "new target timeline is 5") })
+	at := c.rise(t, above+1, "node-a", "node-b")
+	history, err := c.History(ctx, at.Timeline)
+	must(t, err)
+	if parent := history[len(history)-1]; parent.Timeline != forked.Timeline+1 || at.Timeline != forked.Timeline+2 {
+		t.Errorf("c is on %s by %v", at, history)
+	}
+	stays, err := b.Detach(ctx)
+	must(t, err)
+	if stays.Timeline != forked.Timeline || stays.LSN >= at.LSN {
+		t.Fatalf("b forked at %s and is at %s, c at %s", forked, stays, at)
+	}
+	must(t, b.Follow(ctx, c.upstream()))
+	await(t, "b refuses the timeline", func() bool { return strings.Contains(b.Log(t), "is not a child of database system timeline") })
+	if got, err := b.Detach(ctx); err != nil || got != stays {
+		t.Errorf("b was at %s and is at %s, %v", stays, got, err)
+	}
+	b.Stop(t)
+	sum := b.export(t, forked, t.TempDir())
+	if !sum.Complete || sum.Changes != 1 {
+		t.Errorf("the export is %+v", sum)
+	}
+	must(t, b.Rewind(ctx, c.upstream(), nil))
+	b.boot(t)
+	await(t, "b has c's rows alone", func() bool { return b.query(t, "select count(*)::text from notes") == "1101" })
 }
 
 // A crash between the placeholders and the promotion changes nothing: the server

@@ -130,10 +130,18 @@ func (d losses) Keep(ctx context.Context, confirmed cluster.LSN) error {
 	return errors.Join(d.pg.KeepDivergence(ctx), d.pg.AdvanceDivergence(ctx, confirmed))
 }
 
-func (d losses) Export(ctx context.Context, epoch cluster.Epoch, fork cluster.LSN) error {
+func (d losses) Export(ctx context.Context, epoch cluster.Epoch, fork cluster.LSN, wrote []cluster.Timeline) error {
 	r := d.host.Record
-	s, err := d.pg.Export(ctx, pgrepl.ExportRequest{Cluster: r.Info.ID, Epoch: epoch, Fork: fork, Dir: d.host.Layout.Divergence()})
-	if err == nil && s.ID != "" {
+	q := pgrepl.ExportRequest{Cluster: r.Info.ID, Epoch: epoch, Fork: fork, Wrote: wrote, Dir: d.host.Layout.Divergence()}
+	s, err := d.pg.Export(ctx, q)
+	if err != nil && ctx.Err() == nil {
+		var kept error
+		if s, kept = d.pg.SetAside(ctx, q, err); kept != nil {
+			return errors.Join(err, kept)
+		}
+		err = fmt.Errorf("%w: %w", handlerrunner.ErrSetAside, err)
+	}
+	if s.ID != "" {
 		d.journal.Write(cluster.EventDivergence, epoch, fmt.Sprintf("%s keeps what only it had: 'understudy divergence show %s'", r.Node.Name, s.ID), s)
 	}
 	return err

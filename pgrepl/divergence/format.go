@@ -54,7 +54,8 @@ type Summary struct {
 
 	// Complete: every change of data is in changes.jsonl or in Sequences. Where
 	// it is false, Missing says why and Physical is the folder with a copy of
-	// the whole data directory.
+	// the whole data directory, or with that itself as soon as a clone has taken
+	// its place.
 	Complete bool     `json:"complete"`
 	Missing  []string `json:"missing,omitempty"`
 	Physical string   `json:"physical,omitempty"`
@@ -264,6 +265,9 @@ func NewWriter(dir, node string, epoch cluster.Epoch, at time.Time) (*Writer, er
 	return w, nil
 }
 
+// ID is that of the export.
+func (w *Writer) ID() string { return w.id }
+
 // Physical is where a copy of the data directory goes.
 func (w *Writer) Physical() string { return filepath.Join(w.temp, PhysicalDir) }
 
@@ -299,7 +303,8 @@ func (w *Writer) Add(c Change) error {
 }
 
 // Commit completes the summary by what was added, and puts the export in its
-// place, durably.
+// place, durably. Physical is PhysicalDir for the copy that is in the export, or an
+// absolute path.
 func (w *Writer) Commit(s Summary) (Summary, error) {
 	s.ID, s.Changes, s.Tables = w.id, w.changes, []Table{}
 	for _, t := range w.tables {
@@ -308,7 +313,7 @@ func (w *Writer) Commit(s Summary) (Summary, error) {
 	slices.SortFunc(s.Tables, func(a, b Table) int {
 		return strings.Compare(a.Database+"\x00"+a.Schema+"\x00"+a.Name, b.Database+"\x00"+b.Schema+"\x00"+b.Name)
 	})
-	if s.Physical != "" {
+	if s.Physical == PhysicalDir {
 		s.Physical = filepath.Join(w.dir, w.id, PhysicalDir)
 	}
 	if err := w.finish(s); err != nil {
