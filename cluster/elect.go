@@ -28,6 +28,7 @@ type Answer struct {
 	Side *Side      `json:"side,omitempty"`       // its WAL is that of a part that was cut off
 	Last *LastWrite `json:"last_write,omitempty"` // looked for only where there is a Side; nil: not known
 
+	Lines   []Line  `json:"lines,omitempty"`   // in a rally: all those that its WAL is on, see Line
 	Verdict Verdict `json:"verdict,omitempty"` // in a rally: where its watcher says it is
 	Serving bool    `json:"serving,omitempty"` // it serves its part, or is about to stop doing so: its position is not final
 }

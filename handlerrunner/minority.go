@@ -66,6 +66,7 @@ func (h *Handler) describe(ctx context.Context, a cluster.Answer) (cluster.Answe
 	if a.Serving {
 		a.Position = db.Position
 	}
+	a.Lines = d.on(a.Position.Timeline)
 	h.mu.Lock()
 	a.Serving = a.Serving || h.stepsUp || h.chosen == cluster.Yes // it is on its way
 	h.mu.Unlock()
@@ -177,15 +178,17 @@ func (h *Handler) followPart(ctx context.Context, view cluster.View, answers []c
 		return answers[slices.IndexFunc(answers, func(a cluster.Answer) bool { return a.Node == name })]
 	}
 	there, own := find(leader), find(h.Node)
-	h.mu.Lock()
-	streams := h.db.Streaming
-	h.mu.Unlock()
-	if !there.Serving || there.Side == nil || streams || !there.History.Leads(there.Position.Timeline, own.Position, own.History) {
+	_, d, db := h.snapshot()
+	strange := slices.ContainsFunc(d.on(own.Position.Timeline), func(l cluster.Line) bool { return !slices.Contains(there.Lines, l) })
+	if strange || !there.Serving || there.Side == nil || db.Streaming || !there.History.Leads(there.Position.Timeline, own.Position, own.History) {
 		return nil
 	}
 	h.moving.Lock()
 	defer h.moving.Unlock()
 	if err := h.keepSide(there.Side); err != nil {
+		return err
+	}
+	if err := h.embark(cluster.Leader{Lines: there.Lines}); err != nil {
 		return err
 	}
 	if err := h.Replication.Follow(ctx, cluster.Upstream{Node: view.Nodes[leader], Tenure: there.Side.Tenure()}); err != nil {
