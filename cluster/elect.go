@@ -103,6 +103,14 @@ func (b Ballot) published() Ballot {
 	return b
 }
 
+// enough says that one of the nodes holds every acknowledged commit. The election
+// for the epoch in force saw to it that the node which it named does; and until that
+// one publishes a sync set of its own, nothing else is acknowledged.
+func (b Ballot) enough(nodes []string) bool {
+	named := b.View.NextMaster
+	return b.View.Sync.Enough(nodes) || named.Epoch > b.View.Sync.Epoch && slices.Contains(nodes, named.Node)
+}
+
 // choose is Elect among those that may be avoided as well.
 func choose(b Ballot) Outcome {
 	v := voters(b)
@@ -113,7 +121,7 @@ func choose(b Ballot) Outcome {
 		return v.undecided("no node with a whole copy of the database has answered")
 	}
 	async := b.View.SyncMode() == Async
-	if !async && !b.View.Sync.Enough(v.heard) {
+	if !async && !b.enough(v.heard) {
 		return v.undecided(missing(b.View.Sync, v.heard))
 	}
 	if len(v.fit) == 0 {
@@ -126,7 +134,7 @@ func choose(b Ballot) Outcome {
 		if lag := int64(v.seen()) - int64(best.Position.LSN); lag > b.View.Options("").Int("max_lag_on_failover") {
 			return v.undecided(fmt.Sprintf("%s is %d bytes behind the last known position of the active, more than max_lag_on_failover", best.Node, lag))
 		}
-	case behind > 0 && !b.View.Sync.Enough(v.within(best)):
+	case behind > 0 && !b.enough(v.within(best)):
 		out := v.undecided(fmt.Sprintf("%s has %d bytes of WAL, perhaps acknowledged, that no electable node has", top.Node, behind))
 		if best.Side == nil && top.Side == nil && (best.Line == 0 || best.Line == top.Line) {
 			out.Borrower, out.Lender = best.Node, top.Node

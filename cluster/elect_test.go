@@ -56,13 +56,16 @@ func TestElect(t *testing.T) {
 		reason string // part of it
 	}{
 		"the furthest wins": {func(*Ballot) {}, "b", "furthest"},
-		"one of two members of the sync set is not enough":       {func(b *Ballot) { b.Answers = b.Answers[:1] }, "", "2 must answer"},
-		"the last active stands for all":                         {func(b *Ballot) { b.Answers = []Answer{sound("a", 200), sound("c", 100)} }, "a", "furthest"},
-		"a member without a whole copy has not answered":         {func(b *Ballot) { b.Answers[1].Complete = No }, "", "2 must answer"},
-		"nor has one whose copy is not known to be whole":        {func(b *Ballot) { b.Answers[1].Complete = Unknown }, "", "2 must answer"},
-		"nor one that promised another epoch":                    {func(b *Ballot) { b.Answers[1].Epoch = 7 }, "", "2 must answer"},
-		"nor one with another database":                          {func(b *Ballot) { b.Answers[1].SystemID = "2" }, "", "2 must answer"},
-		"nobody answered":                                        {func(b *Ballot) { b.Answers = nil }, "", "no node with a whole copy"},
+		"one of two members of the sync set is not enough": {func(b *Ballot) { b.Answers = b.Answers[:1] }, "", "2 must answer"},
+		"the last active stands for all":                   {func(b *Ballot) { b.Answers = []Answer{sound("a", 200), sound("c", 100)} }, "a", "furthest"},
+		"a member without a whole copy has not answered":   {func(b *Ballot) { b.Answers[1].Complete = No }, "", "2 must answer"},
+		"nor has one whose copy is not known to be whole":  {func(b *Ballot) { b.Answers[1].Complete = Unknown }, "", "2 must answer"},
+		"nor one that promised another epoch":              {func(b *Ballot) { b.Answers[1].Epoch = 7 }, "", "2 must answer"},
+		"nor one with another database":                    {func(b *Ballot) { b.Answers[1].SystemID = "2" }, "", "2 must answer"},
+		"who was named and has not opened has what was acknowledged": {func(b *Ballot) {
+			b.View.NextMaster, b.Answers = Assignment{Node: "c", Epoch: 6}, []Answer{sound("c", 100)}
+		}, "c", "furthest"},
+		"nobody answered": {func(b *Ballot) { b.Answers = nil }, "", "no node with a whole copy"},
 		"the furthest cannot, and the rest may lack its commits": {func(b *Ballot) { b.Answers[0].Problem = "its unit x does not run" }, "", "that no electable node has"},
 		"the furthest cannot, but another has as much":           {func(b *Ballot) { b.Answers[0].Problem, b.Answers[1].Position.LSN = "ill", 200 }, "c", "furthest"},
 		"the last active cannot, and nobody has its last WAL, so nobody has acknowledged it": {func(b *Ballot) {
