@@ -24,6 +24,7 @@ type network struct {
 	hang      map[string]bool
 	leader    string // of Raft; empty: none
 	agent     error
+	heard     time.Time // when the leader last reached the agent's server; zero: just now
 	outside   cluster.Tri
 	pings     int
 	transfers []string
@@ -48,6 +49,15 @@ func (n *network) Leader(context.Context) (string, bool, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.leader, n.leader != "" && n.agent == nil, n.agent
+}
+
+func (n *network) LeaderHeard(context.Context) (time.Time, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.heard.IsZero() {
+		return time.Now(), n.agent
+	}
+	return n.heard, n.agent
 }
 
 func (n *network) Transfer(_ context.Context, to string) error {
@@ -152,16 +162,22 @@ func (b *bench) run() (stop func()) {
 // expect reads the verdict that the other daemons see.
 func (b *bench) expect(want cluster.Verdict) cluster.VerdictReport {
 	b.t.Helper()
-	synctest.Wait()
-	got, err := statefile.Read[cluster.VerdictReport](b.Verdict)
-	if err != nil {
-		b.t.Fatal(err)
-	}
+	got := b.report()
 	if got.Verdict != want {
 		b.t.Errorf("verdict %q (%s), want %q", got.Verdict, got.Reason, want)
 	}
 	if age := time.Since(got.At); age > 2*time.Second {
 		b.t.Errorf("the verdict is %s old", age)
+	}
+	return got
+}
+
+func (b *bench) report() cluster.VerdictReport {
+	b.t.Helper()
+	synctest.Wait()
+	got, err := statefile.Read[cluster.VerdictReport](b.Verdict)
+	if err != nil {
+		b.t.Fatal(err)
 	}
 	return got
 }
@@ -203,6 +219,88 @@ func TestPartitionAndHeal(t *testing.T) {
 		b.heal()
 		time.Sleep(2 * time.Second)
 		b.expect(cluster.Majority)
+	})
+}
+
+// The agent speaks of a leader for three seconds after the cut. The time counts from
+// the cut all the same.
+func TestCountsFromTheLastSign(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := healthyTrio(t)
+		defer b.run()()
+		time.Sleep(5 * time.Second)
+		b.cut()
+		b.network.change(func() { b.network.leader, b.network.heard = "node3", time.Now() })
+		time.Sleep(3 * time.Second)
+		b.expect(cluster.Majority)
+		b.network.change(func() { b.network.leader = "" })
+		time.Sleep(7*time.Second - time.Millisecond)
+		b.expect(cluster.Undecided)
+		time.Sleep(2 * time.Millisecond)
+		b.expect(cluster.Minority) // minority_after since the cut
+	})
+}
+
+// A link that lets a single probe pass now and then, and Consul never: the node is
+// not cut off for minority_after.
+func TestFlappingLink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := healthyTrio(t)
+		defer b.run()()
+		time.Sleep(3 * time.Second)
+		b.cut()
+		for range 20 {
+			time.Sleep(8 * time.Second)
+			b.network.change(func() { b.network.hang["node2"] = false })
+			time.Sleep(1500 * time.Millisecond)
+			b.network.change(func() { b.network.hang["node2"] = true })
+			for range 10 {
+				time.Sleep(10 * time.Millisecond)
+				if r := b.report(); r.Verdict == cluster.Minority {
+					t.Fatalf("in the minority: %s", r.Reason)
+				}
+			}
+		}
+	})
+}
+
+// Consul's agent and the probes are well again only for an instant in which one of
+// the two loses the other: neither silence is taken for that of both.
+func TestProbesBlockedForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := healthyTrio(t)
+		defer b.run()()
+		time.Sleep(3 * time.Second)
+		b.network.change(func() { b.network.hang["node2"], b.network.hang["node3"] = true, true })
+		time.Sleep(time.Minute)
+		b.expect(cluster.Majority)
+		b.network.change(func() { b.network.leader = "" }) // Consul elects
+		time.Sleep(9 * time.Second)
+		b.expect(cluster.Undecided)
+		b.network.change(func() { b.network.leader = "node2" })
+		time.Sleep(time.Second)
+		b.expect(cluster.Majority)
+	})
+}
+
+// An isolated node with the shortest minority_after is never in the minority, not
+// for a moment, in which it would begin to serve.
+func TestIsolatedFromTheStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := healthyTrio(t)
+		<-b.views
+		v := trio()
+		v.Info.Options = cluster.Options{"minority_after": "1s"}
+		b.views <- v
+		defer b.run()()
+		time.Sleep(3 * time.Second)
+		b.network.change(func() { b.network.outside = cluster.No })
+		b.cut()
+		for began := time.Now(); b.report().Verdict != cluster.Isolated; time.Sleep(5 * time.Millisecond) {
+			if r := b.report(); r.Verdict == cluster.Minority || time.Since(began) > 10*time.Second {
+				t.Fatalf("%s after %s: %s", r.Verdict, time.Since(began), r.Reason)
+			}
+		}
 	})
 }
 
