@@ -124,6 +124,7 @@ type Handler struct {
 	vouches  time.Time            // until then this node does not detach from vouchedFor
 
 	vouchedFor string
+	rallyError string // of the latest rally
 
 	// The driver's own:
 	strayed  time.Time     // since when the standby does not stream
@@ -230,6 +231,10 @@ func (h *Handler) resume(ctx context.Context) {
 		h.enter(cluster.Decision{To: cluster.Fenced, Reason: "handler-runner was restarted while " + string(d.State)})
 	}
 }
+
+// Notice has the driver look around now, because something that it observes has
+// changed.
+func (h *Handler) Notice() { h.wake() }
 
 func (h *Handler) wake() {
 	select {

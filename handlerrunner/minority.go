@@ -226,10 +226,32 @@ func (h *Handler) attached(o cluster.Observation, db Database) bool {
 	return db.Streaming && o.Fresh == cluster.Yes && l.Held && l.Ready && h.upstreamIs(l.Epoch) && db.Upstream == o.View.Nodes[l.Node].Address
 }
 
+const (
+	rallyEvery = time.Second // while there is nothing to do
+	// rallyAgain is how soon the next one follows that came to nothing: the nodes
+	// of a part find out one after the other that they are cut off.
+	rallyAgain = 300 * time.Millisecond
+)
+
+// rallied ends a rally. The node that it has chosen goes on at once.
 func (h *Handler) rallied(err error) {
-	h.rest(time.Second)
+	text := ""
 	if err != nil {
+		text = err.Error()
+	}
+	h.mu.Lock()
+	changed := text != h.rallyError
+	h.rallyError = text
+	chosen := h.chosen == cluster.Yes && h.durable.State == cluster.Standby
+	h.mu.Unlock()
+	if changed && err != nil {
 		h.Log.Warn("rally", "error", err)
+	}
+	switch {
+	case err != nil:
+		h.rest(rallyAgain)
+	case !chosen:
+		h.rest(rallyEvery)
 	}
 	h.wake()
 }

@@ -157,14 +157,15 @@ func (w *watch) probe(s *simulation, h *host, now time.Time) {
 			}
 		}
 		delete(w.asked, name)
-		w.contacts[name] = cluster.Contact{Result: result, At: now}
+		w.contacts[name] = w.contacts[name].Next(now, result)
 	}
 }
 
 func (w *watch) judge(s *simulation, h *host, now time.Time) {
 	c := cluster.Connectivity{
 		Self: h.name, Managers: w.managers, RaftLeader: cluster.TriOf(s.speaks(h)), Contacts: w.contacts, Fresh: probeFresh,
-		Outside: []cluster.Outside{{Name: "gateway", Reached: cluster.TriOf(s.between(h.name, outside))}},
+		Outside:     []cluster.Outside{{Name: "gateway", Reached: cluster.TriOf(s.between(h.name, outside))}},
+		LeaderHeard: now, // in the words of its own agent, which here knows at once
 	}
 	before := w.judged.Verdict
 	w.judged = c.Judge(now, s.reg.view.Options(h.name).Duration("minority_after"), w.judged)
