@@ -180,7 +180,7 @@ func (h *Handler) followPart(ctx context.Context, view cluster.View, answers []c
 	h.mu.Lock()
 	streams := h.db.Streaming
 	h.mu.Unlock()
-	if !there.Serving || there.Side == nil || streams || !there.History.Leads(there.Position.Timeline, own.Position, own.History) {
+	if streams || !leadsOn(there, own) {
 		return nil
 	}
 	h.moving.Lock()
@@ -193,6 +193,14 @@ func (h *Handler) followPart(ctx context.Context, view cluster.View, answers []c
 	}
 	h.Log.Info("following in the minority", "upstream", leader)
 	return h.Postgres.Gate(ctx, true)
+}
+
+// leadsOn says that the WAL of a node leads to that of the one which serves the part.
+// That one may be about to promote: until it has, its answer is on the timeline which
+// it leaves, and the other may be further on that.
+func leadsOn(there, own cluster.Answer) bool {
+	ahead := own.Position.Timeline == there.Position.Timeline && own.Position.LSN > there.Position.LSN
+	return there.Serving && there.Side != nil && !ahead && there.History.Leads(there.Position.Timeline, own.Position, own.History)
 }
 
 // keepSide writes down whose WAL this node takes. The caller holds moving.
