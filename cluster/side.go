@@ -31,10 +31,9 @@ const (
 // commit times to be compared, and how much later a commit must be to count.
 const ClockSkew = 5 * time.Second
 
-// TimelineGap is by how many timelines, times its place among the managers, a
-// node that serves a minority passes over the next one. So its timeline is none
-// that the majority, or another minority, makes meanwhile: PostgreSQL knows
-// timelines by their number alone.
+// TimelineGap is how many timelines a node that serves a minority passes over at
+// the least. So its timeline is none that the majority makes meanwhile: PostgreSQL
+// knows timelines by their number alone.
 const TimelineGap = 16
 
 // Side is a part of a cluster that was cut off and served by an active node of
@@ -46,9 +45,18 @@ type Side struct {
 	Since  time.Time `json:"since"`
 }
 
-// Gap is how many timelines the named node passes over to serve a minority.
-func (v View) Gap(node string) int {
-	return TimelineGap * (slices.Index(v.Managers(), node) + 1)
+// Gap is how many timelines the named node passes over to serve a minority, from
+// the one that it is on, and with them all up to the last that it has made so. Each
+// manager has numbers of its own, in blocks of TimelineGap for each and one more: so
+// two that serve parts make two timelines even where one of them is behind the other.
+func (v View) Gap(node string, on, made Timeline) int {
+	managers := v.Managers()
+	block := Timeline(TimelineGap * (len(managers) + 1))
+	next := Timeline(TimelineGap * (slices.Index(managers, node) + 1))
+	if past := max(on+TimelineGap, made); next <= past {
+		next += ((past-next)/block + 1) * block
+	}
+	return int(next - on - 1)
 }
 
 // ElectSide chooses the node that serves a part of the cluster that is cut off,
@@ -184,7 +192,7 @@ func tipOf(b Ballot) (tip Answer, found bool) {
 	}
 	slices.SortFunc(own, furthest)
 	if len(own) > 0 {
-		own[0].Last = lastOf(own, b.View.Leader.Node)
+		own[0].Last = lastWriteOf(own, b.View.Leader.Node)
 	}
 	mode := HealMode(b.View.Options("").Get("heal"))
 	slices.SortFunc(sides, func(x, y Answer) int {
@@ -207,10 +215,10 @@ func tipOf(b Ballot) (tip Answer, found bool) {
 	return own[0], true
 }
 
-// lastOf is when the line of the first answer, which is the furthest, was last
+// lastWriteOf is when the line of the first answer, which is the furthest, was last
 // written: any node on it tells. The times in WAL are by the clock of who wrote it,
 // the writer, so where that one has answered its clock counts.
-func lastOf(own []Answer, writer string) (last *LastWrite) {
+func lastWriteOf(own []Answer, writer string) (last *LastWrite) {
 	for _, o := range own {
 		if own[0].leads(o) && o.Last != nil && (last == nil || o.Last.At.After(last.At)) {
 			last = o.Last

@@ -201,6 +201,28 @@ func TestFork(t *testing.T) {
 	}
 }
 
+// TestGap: whatever two managers were on, they make two timelines to serve parts, and
+// none that the cluster makes meanwhile or that they have made before.
+func TestGap(t *testing.T) {
+	v := trio()
+	of := map[Timeline]string{}
+	for _, node := range v.Managers() {
+		made := Timeline(0)
+		for on := range Timeline(200) {
+			next := on + Timeline(v.Gap(node, on, 0)) + 1
+			if by := of[next]; next <= on+TimelineGap || by != "" && by != node {
+				t.Fatalf("%s makes timeline %d from %d, as %q does", node, next, on, by)
+			}
+			of[next] = node
+			if again := on + Timeline(v.Gap(node, on, made)) + 1; again <= made || again > made+on+200 {
+				t.Fatalf("%s makes timeline %d from %d after %d", node, again, on, made)
+			} else {
+				made = again
+			}
+		}
+	}
+}
+
 func TestForked(t *testing.T) {
 	later := aside("a", 300)
 	later.Position.Timeline, later.History, later.Side.Fork.LSN = 60, History{{1, 250}}, 250

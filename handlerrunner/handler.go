@@ -80,6 +80,9 @@ type durable struct {
 	Side *cluster.Side `json:"side,omitempty"`
 	Lost bool          `json:"lost,omitempty"`
 
+	// Made is the last timeline that this node has made to serve a part.
+	Made cluster.Timeline `json:"made,omitempty"`
+
 	// Mended says that the directory was rewound or cloned and that no server has
 	// been consistent on it since: it needs WAL before it can tell where it is.
 	Mended bool `json:"mended,omitempty"`
@@ -128,6 +131,7 @@ type Handler struct {
 	vouches  time.Time            // until then this node does not detach from vouchedFor
 
 	vouchedFor string
+	rallyError string // of the latest rally
 
 	// The driver's own:
 	strayed  time.Time     // since when the standby does not stream
@@ -235,6 +239,10 @@ func (h *Handler) resume(ctx context.Context) {
 		h.enter(cluster.Decision{To: cluster.Fenced, Reason: "handler-runner was restarted while " + string(d.State)})
 	}
 }
+
+// Notice has the driver look around now, because something that it observes has
+// changed.
+func (h *Handler) Notice() { h.wake() }
 
 func (h *Handler) wake() {
 	select {

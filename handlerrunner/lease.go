@@ -21,6 +21,11 @@ const (
 	leaseFactor = 1.8
 	renewals    = 3 // in a TTL
 	calmAfter   = 8 // TTLs in which Consul, silent until now, may yet lose the session
+	// releaseWithin bounds the release: then the session has ended by itself. It
+	// has nearly done so where Consul was silent until the lease was over, and a
+	// fenced node that is cut off need not wait for the answer.
+	releaseWithin       = 2 * leaseTTL
+	releaseSilentWithin = leaseTTL / 2
 )
 
 // tenure is the time in which this node may accept writes. It is kept by the
@@ -140,6 +145,10 @@ func (t *tenure) held() Lease {
 func (t *tenure) end(ctx context.Context) {
 	t.mu.Lock()
 	begun, stop, done := t.lease != nil, t.stop, t.done
+	within := releaseWithin
+	if !t.until.IsZero() && !time.Now().Before(t.until) {
+		within = releaseSilentWithin
+	}
 	t.over, t.until = true, time.Time{}
 	t.mu.Unlock()
 	if !begun {
@@ -151,7 +160,7 @@ func (t *tenure) end(ctx context.Context) {
 	l := t.lease
 	t.lease = nil
 	t.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, 2*leaseTTL) // then the session has ended by itself
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	if err := l.Release(ctx); err != nil && !errors.Is(err, ErrSessionGone) {
 		t.log.Warn("lock not released; its session will expire", "error", err)

@@ -180,7 +180,7 @@ func (h *Handler) followPart(ctx context.Context, view cluster.View, answers []c
 	there, own := find(leader), find(h.Node)
 	_, d, db := h.snapshot()
 	strange := slices.ContainsFunc(d.on(own.Position.Timeline), func(l cluster.Line) bool { return !slices.Contains(there.Lines, l) })
-	if strange || !there.Serving || there.Side == nil || db.Streaming || !there.History.Leads(there.Position.Timeline, own.Position, own.History) {
+	if strange || db.Streaming || !leadsOn(there, own) {
 		return nil
 	}
 	h.moving.Lock()
@@ -196,6 +196,14 @@ func (h *Handler) followPart(ctx context.Context, view cluster.View, answers []c
 	}
 	h.Log.Info("following in the minority", "upstream", leader)
 	return h.Postgres.Gate(ctx, true)
+}
+
+// leadsOn says that the WAL of a node leads to that of the one which serves the part.
+// That one may be about to promote: until it has, its answer is on the timeline which
+// it leaves, and the other may be further on that.
+func leadsOn(there, own cluster.Answer) bool {
+	ahead := own.Position.Timeline == there.Position.Timeline && own.Position.LSN > there.Position.LSN
+	return there.Serving && there.Side != nil && !ahead && there.History.Leads(there.Position.Timeline, own.Position, own.History)
 }
 
 // keepSide writes down whose WAL this node takes. The caller holds moving.
@@ -229,10 +237,32 @@ func (h *Handler) attached(o cluster.Observation, db Database) bool {
 	return db.Streaming && o.Fresh == cluster.Yes && l.Held && l.Ready && h.upstreamIs(l.Epoch) && db.Upstream == o.View.Nodes[l.Node].Address
 }
 
+const (
+	rallyEvery = time.Second // while there is nothing to do
+	// rallyAgain is how soon the next one follows that came to nothing: the nodes
+	// of a part find out one after the other that they are cut off.
+	rallyAgain = 300 * time.Millisecond
+)
+
+// rallied ends a rally. The node that it has chosen goes on at once.
 func (h *Handler) rallied(err error) {
-	h.rest(time.Second)
+	text := ""
 	if err != nil {
+		text = err.Error()
+	}
+	h.mu.Lock()
+	changed := text != h.rallyError
+	h.rallyError = text
+	chosen := h.chosen == cluster.Yes && h.durable.State == cluster.Standby
+	h.mu.Unlock()
+	if changed && err != nil {
 		h.Log.Warn("rally", "error", err)
+	}
+	switch {
+	case err != nil:
+		h.rest(rallyAgain)
+	case !chosen:
+		h.rest(rallyEvery)
 	}
 	h.wake()
 }
@@ -253,13 +283,14 @@ func (h *Handler) serve(ctx context.Context) error {
 	}
 	if db.Primary == cluster.No { // else this daemon was restarted while it served
 		side := cluster.Side{Leader: h.Node, Epoch: view.NextMaster.Epoch, Since: time.Now()}
-		if side.Fork, err = h.detach(ctx); err != nil {
+		at, err := h.detach(ctx)
+		if err != nil {
 			return fmt.Errorf("serve the minority: %w", err)
 		}
-		if d.Side != nil {
+		if side.Fork = at; d.Side != nil {
 			side.Fork = d.Side.Fork // nothing of the cluster's came since
 		}
-		if err := h.promotePart(ctx, view, side); err != nil {
+		if err := h.promotePart(ctx, view, side, at.Timeline); err != nil {
 			return fmt.Errorf("serve the minority: %w", err)
 		}
 	}
@@ -285,19 +316,23 @@ func (h *Handler) detach(ctx context.Context) (cluster.Position, error) {
 	return h.Replication.Detach(ctx)
 }
 
-// promotePart ends recovery. Clients that read here may write from then on; the
+// promotePart ends recovery, from a timeline on. Clients that read here may write from then on; the
 // side that is written down before tells that what they write is this node's.
-func (h *Handler) promotePart(ctx context.Context, view cluster.View, side cluster.Side) error {
+func (h *Handler) promotePart(ctx context.Context, view cluster.View, side cluster.Side, on cluster.Timeline) error {
 	if err := h.Replication.Slots(ctx, side.Tenure(), h.others(view)); err != nil {
 		return err
 	}
 	h.moving.Lock()
+	h.mu.Lock()
+	gap := view.Gap(h.Node, on, h.durable.Made)
+	h.durable.Made = on + cluster.Timeline(gap) + 1
+	h.mu.Unlock()
 	err := h.keepSide(&side)
 	h.moving.Unlock()
 	if err != nil {
 		return err
 	}
-	if err := h.Divergence.SkipTimelines(ctx, view.Gap(h.Node)); err != nil {
+	if err := h.Divergence.SkipTimelines(ctx, gap); err != nil {
 		return err
 	}
 	_, err = h.Postgres.Promote(ctx)

@@ -2,6 +2,7 @@ package handlerrunner
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -65,6 +66,20 @@ func TestTenureEndsWithoutAnAnswer(t *testing.T) {
 		x.end(t.Context())
 		if took := time.Since(began); took != 2*leaseTTL {
 			t.Errorf("took %s, want %s", took, 2*leaseTTL)
+		}
+	})
+}
+
+// Where Consul was silent until the lease was over, the session is about to end by
+// itself, and the release is given up sooner.
+func TestTenureEndsWhileConsulIsSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, woken := begun(&silentLease{scriptedLease{renew: func(context.Context) error { return errors.New("no leader") }}}, time.Now())
+		<-woken
+		began := time.Now()
+		x.end(t.Context())
+		if took := time.Since(began); took != leaseTTL/2 {
+			t.Errorf("took %s, want %s", took, leaseTTL/2)
 		}
 	})
 }

@@ -105,7 +105,9 @@ type watch struct {
 	asked    map[string]time.Time // probes that have no answer yet
 	managers []string
 	next     time.Time
-	killed   int // faults that keep it from running
+	heard    time.Time     // when the registry's leader last reached this host
+	recalls  time.Duration // how long the host's agent speaks of a leader that has gone
+	killed   int           // faults that keep it from running
 }
 
 // watchers lets every watcher probe that is due.
@@ -114,7 +116,7 @@ func (s *simulation) watchers() {
 	for _, name := range s.names {
 		h, w := s.hosts[name], s.watches[name]
 		if w == nil {
-			w = &watch{contacts: map[string]cluster.Contact{}, asked: map[string]time.Time{}}
+			w = &watch{contacts: map[string]cluster.Contact{}, asked: map[string]time.Time{}, recalls: s.dice.upTo(3 * time.Second)}
 			s.watches[name] = w
 		}
 		if h.dead { // the run directory is gone with the power
@@ -157,14 +159,18 @@ func (w *watch) probe(s *simulation, h *host, now time.Time) {
 			}
 		}
 		delete(w.asked, name)
-		w.contacts[name] = cluster.Contact{Result: result, At: now}
+		w.contacts[name] = w.contacts[name].Next(now, result)
 	}
 }
 
 func (w *watch) judge(s *simulation, h *host, now time.Time) {
+	if s.speaks(h) {
+		w.heard = now
+	}
 	c := cluster.Connectivity{
-		Self: h.name, Managers: w.managers, RaftLeader: cluster.TriOf(s.speaks(h)), Contacts: w.contacts, Fresh: probeFresh,
-		Outside: []cluster.Outside{{Name: "gateway", Reached: cluster.TriOf(s.between(h.name, outside))}},
+		Self: h.name, Managers: w.managers, RaftLeader: cluster.TriOf(now.Sub(w.heard) <= w.recalls), Contacts: w.contacts, Fresh: probeFresh,
+		Outside:     []cluster.Outside{{Name: "gateway", Reached: cluster.TriOf(s.between(h.name, outside))}},
+		LeaderHeard: w.heard,
 	}
 	before := w.judged.Verdict
 	w.judged = c.Judge(now, s.reg.view.Options(h.name).Duration("minority_after"), w.judged)

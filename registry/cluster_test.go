@@ -93,6 +93,10 @@ func TestThreeServersWithTLS(t *testing.T) {
 	t.Run("leadership moves", func(t *testing.T) {
 		check(t, c1.TransferRaftLeader(ctx, "n2"))
 		await(t, "n2 leads", func() bool { who, ok, _ := c3.RaftLeader(ctx); return ok && who == "n2" })
+		for _, c := range []*registry.Client{c1, c3} {
+			since := time.Now()
+			await(t, "n2 is heard from then on", func() bool { heard, err := c.LeaderHeard(ctx); return err == nil && heard.After(since) })
+		}
 		check(t, c1.TransferRaftLeader(ctx, "n2"))
 		want(t, c1.TransferRaftLeader(ctx, "n9"), registry.ErrUnknownServer)
 	})
@@ -120,6 +124,12 @@ func TestThreeServersWithTLS(t *testing.T) {
 		next(t, "first view", w.views)
 		n2.Kill()
 		await(t, "n1 has no leader", func() bool { _, ok, err := c1.RaftLeader(ctx); return !ok && err == nil })
+		gone := time.Now()
+		heard, err := c1.LeaderHeard(ctx)
+		check(t, err)
+		if heard.After(gone) {
+			t.Errorf("a leader was heard %s after it was gone", heard.Sub(gone))
+		}
 		// Consul holds a request for a while in the hope of a leader, on a busy
 		// machine for longer than this client waits.
 		await(t, "a read says that there is no leader", func() bool {
@@ -130,6 +140,11 @@ func TestThreeServersWithTLS(t *testing.T) {
 			return errors.Is(err, registry.ErrNoLeader)
 		})
 		check(t, c1.Post(ctx, cluster.CheckAnswer, true, "posted without a leader"))
+		again, err := c1.LeaderHeard(ctx)
+		check(t, err)
+		if again.After(gone) {
+			t.Errorf("a leader was heard %s after it was gone", again.Sub(gone))
+		}
 		await(t, "the watch says that there is no leader", func() bool {
 			return errors.Is(next(t, "the watch notices", w.failures), registry.ErrNoLeader)
 		})

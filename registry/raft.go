@@ -37,6 +37,18 @@ func (c *Client) RaftLeader(ctx context.Context) (node string, ok bool, err erro
 	return "", false, nil
 }
 
+// LeaderHeard tells when Consul's leader last reached the local server, which speaks
+// of that leader for seconds after it has gone. It answers without a leader too.
+func (c *Client) LeaderHeard(ctx context.Context) (time.Time, error) {
+	ctx, cancel := c.bound(ctx)
+	defer cancel()
+	_, meta, err := c.api.KV().Get(keyCluster, (&api.QueryOptions{AllowStale: true}).WithContext(ctx))
+	if err != nil {
+		return time.Time{}, failed("read when Consul's leader was heard", err)
+	}
+	return time.Now().Add(-meta.LastContact), nil
+}
+
 // Servers lists the Raft configuration, as the leader knows it.
 func (c *Client) Servers(ctx context.Context) ([]Server, error) { return c.servers(ctx, false) }
 

@@ -102,8 +102,8 @@ func TestWatcherOnRealConsul(t *testing.T) {
 	servers[2].Kill()
 	start = time.Now()
 	until(ctx, t, "minority", verdictIs(options.Verdict, cluster.Minority))
-	// The followers were lost by the leader after the kill, not before it.
-	if took := time.Since(start); took < 2*time.Second {
+	// The last sign of the two came before the kill, by two rounds of probes at most.
+	if took := time.Since(start); took < time.Second {
 		t.Errorf("in the minority after %s, minority_after is 2s", took)
 	} else {
 		t.Logf("in the minority %s after both others were killed, with minority_after 2s", took.Round(10*time.Millisecond))

@@ -24,6 +24,7 @@ type network struct {
 	hang      map[string]bool
 	leader    string // of Raft; empty: none
 	agent     error
+	heard     time.Time // when the leader last reached the agent's server; zero: just now
 	outside   cluster.Tri
 	pings     int
 	transfers []string
@@ -48,6 +49,15 @@ func (n *network) Leader(context.Context) (string, bool, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.leader, n.leader != "" && n.agent == nil, n.agent
+}
+
+func (n *network) LeaderHeard(context.Context) (time.Time, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.heard.IsZero() {
+		return time.Now(), n.agent
+	}
+	return n.heard, n.agent
 }
 
 func (n *network) Transfer(_ context.Context, to string) error {
@@ -152,16 +162,22 @@ func (b *bench) run() (stop func()) {
 // expect reads the verdict that the other daemons see.
 func (b *bench) expect(want cluster.Verdict) cluster.VerdictReport {
 	b.t.Helper()
-	synctest.Wait()
-	got, err := statefile.Read[cluster.VerdictReport](b.Verdict)
-	if err != nil {
-		b.t.Fatal(err)
-	}
+	got := b.report()
 	if got.Verdict != want {
 		b.t.Errorf("verdict %q (%s), want %q", got.Verdict, got.Reason, want)
 	}
 	if age := time.Since(got.At); age > 2*time.Second {
 		b.t.Errorf("the verdict is %s old", age)
+	}
+	return got
+}
+
+func (b *bench) report() cluster.VerdictReport {
+	b.t.Helper()
+	synctest.Wait()
+	got, err := statefile.Read[cluster.VerdictReport](b.Verdict)
+	if err != nil {
+		b.t.Fatal(err)
 	}
 	return got
 }

@@ -3,6 +3,7 @@ package watcher
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"syscall"
@@ -22,7 +23,7 @@ func (w *watcher) probe(ctx context.Context) {
 
 func (w *watcher) round(ctx context.Context) {
 	w.mu.Lock()
-	members, verdict := w.members, w.verdict.Verdict
+	members, alone := w.members, w.alone()
 	limit := members.Options.Stretch(probeLimit)
 	w.mu.Unlock()
 
@@ -33,15 +34,27 @@ func (w *watcher) round(ctx context.Context) {
 		}
 	}
 	hosts := w.outsideHosts(members.Options)
-	if verdict == cluster.Majority || verdict == cluster.VerdictUnknown {
+	if !alone {
 		hosts = nil // nobody outside is bothered without need
+		w.forgetOutside()
 	}
+	w.rounds++
 	for _, host := range hosts {
-		w.start(ctx, "outside "+host.String(), limit, func(ctx context.Context) { w.askOutside(ctx, host) })
+		// Pings overlap, so that silence is known soon.
+		what := fmt.Sprintf("outside %s %d", host, w.rounds%lostAfter)
+		w.start(ctx, what, limit, func(ctx context.Context) { w.askOutside(ctx, host) })
 	}
 	if to := w.move(time.Now()); to != "" {
 		w.start(ctx, "transfer", transferLimit, func(ctx context.Context) { w.transfer(ctx, to) })
 	}
+}
+
+// alone says that those outside are to be asked: this node is not known to be in
+// the majority, or most managers do not answer it and only Consul may still speak
+// for it. The caller holds w.mu.
+func (w *watcher) alone() bool {
+	j := w.verdict
+	return j.Verdict != cluster.VerdictUnknown && (j.Verdict != cluster.Majority || len(j.Missing) >= max(len(j.Reached), 1))
 }
 
 // start runs one call, unless the same one is still under way.
@@ -74,8 +87,15 @@ func (w *watcher) askRaft(ctx context.Context) {
 		seen.has, seen.node = cluster.Unknown, ""
 		w.Logger.Debug("the local Consul agent cannot be asked for a leader", "error", err)
 	}
+	heard := w.raft.heard
+	if ok {
+		if heard, err = w.Raft.LeaderHeard(ctx); err != nil {
+			heard = time.Now() // it may have been
+		}
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	seen.heard = heard
 	seen.from = w.raft.from
 	if seen.node != w.raft.node || seen.has != w.raft.has {
 		seen.from = seen.at
@@ -88,12 +108,12 @@ func (w *watcher) askPeer(ctx context.Context, n cluster.Node) {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return
 	}
-	contact := cluster.Contact{Result: resultOf(err), At: time.Now()}
 	w.mu.Lock()
-	before := w.contacts[n.Name].Result
+	before := w.contacts[n.Name]
+	contact := before.Next(time.Now(), resultOf(err))
 	w.contacts[n.Name] = contact
 	w.mu.Unlock()
-	if before != contact.Result {
+	if before.Result != contact.Result {
 		w.Logger.Info("manager probed", "peer", n.Name, "address", n.Address, "result", contact.Result.String(), "error", err)
 	}
 }
@@ -128,20 +148,18 @@ type outsideSeen struct {
 	reached cluster.Tri
 	at      time.Time
 	misses  int // in a row
+	pings   int // that have ended
 }
 
 // next takes in one ping. Only several without an answer in a row say No.
 func (s outsideSeen) next(now time.Time, reached cluster.Tri) outsideSeen {
-	switch reached {
-	case cluster.Yes:
-		return outsideSeen{cluster.Yes, now, 0}
-	case cluster.No:
-		if s.misses+1 >= lostAfter {
-			return outsideSeen{cluster.No, now, s.misses + 1}
+	seen := outsideSeen{reached: reached, at: now, pings: s.pings + 1}
+	if reached == cluster.No {
+		if seen.misses = s.misses + 1; seen.misses < lostAfter {
+			seen.reached = cluster.Unknown
 		}
-		return outsideSeen{cluster.Unknown, now, s.misses + 1}
 	}
-	return outsideSeen{cluster.Unknown, now, 0}
+	return seen
 }
 
 func (w *watcher) askOutside(ctx context.Context, host netip.Addr) {
@@ -152,6 +170,12 @@ func (w *watcher) askOutside(ctx context.Context, host netip.Addr) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.outside[host] = w.outside[host].next(time.Now(), reached)
+}
+
+func (w *watcher) forgetOutside() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	clear(w.outside)
 }
 
 // outsideHosts lists whom to ping: the default gateway and the ping targets. A
@@ -179,18 +203,20 @@ func points(gateway netip.Addr, o cluster.Options) []netip.Addr {
 	return hosts
 }
 
-// outsidePoints is what is known of them. The caller holds w.mu.
-func (w *watcher) outsidePoints(now time.Time, fresh time.Duration) []cluster.Outside {
-	var out []cluster.Outside
+// outsidePoints is what is known of them, and whether one was not asked often
+// enough to tell. The caller holds w.mu.
+func (w *watcher) outsidePoints(now time.Time, fresh time.Duration) (out []cluster.Outside, asking bool) {
 	for _, host := range points(w.gateway, w.members.Options) {
 		point := cluster.Outside{Name: host.String()}
 		if host == w.gateway {
 			point.Name = "gateway " + point.Name
 		}
-		if seen := w.outside[host]; now.Sub(seen.at) <= fresh {
+		seen := w.outside[host]
+		if now.Sub(seen.at) <= fresh {
 			point.Reached = seen.reached
 		}
+		asking = asking || seen.pings < lostAfter
 		out = append(out, point)
 	}
-	return out
+	return out, asking
 }

@@ -29,6 +29,9 @@ type Raft interface {
 	// Leader asks the local agent. ok is false if the agent knows of no
 	// leader; an error means that the agent gave no sensible answer.
 	Leader(ctx context.Context) (node string, ok bool, err error)
+	// LeaderHeard tells when that leader last reached the agent's server; the
+	// agent knows of it for a while after it has gone.
+	LeaderHeard(ctx context.Context) (time.Time, error)
 	// Transfer hands the leadership to the server on a node.
 	Transfer(ctx context.Context, toNode string) error
 }
@@ -87,7 +90,7 @@ const (
 const (
 	writeEvery = time.Second // how often the verdict is written at least
 	retryEvery = time.Second // a registry that cannot be read
-	lostAfter  = 3           // pings in a row without answer
+	lostAfter  = 3           // pings in a row without an answer; so many are under way at most
 )
 
 // membership is what a node must know of the others to judge without Consul.
@@ -100,6 +103,8 @@ type watcher struct {
 	Options
 	wake chan struct{}
 	busy sync.WaitGroup // probes under way
+
+	rounds int // of probes
 
 	mu       sync.Mutex // guards what follows; never held over a call
 	members  membership
@@ -119,6 +124,8 @@ type raftSeen struct {
 	node string
 	at   time.Time
 	from time.Time // since when it has been this node
+
+	heard time.Time // when the leader last reached the agent's server
 }
 
 // activeSeen is whether this node is the active one, or about to be.
@@ -244,7 +251,11 @@ func (w *watcher) judge(ctx context.Context) {
 			}
 			failing = err != nil
 		}
-		pause(ctx, w.wake, writeEvery)
+		next := writeEvery
+		if !j.Due.IsZero() {
+			next = min(next, time.Until(j.Due))
+		}
+		pause(ctx, w.wake, next)
 	}
 }
 
@@ -274,11 +285,12 @@ func (w *watcher) decide(now time.Time) (before, after cluster.Judgement) {
 	o := w.members.Options
 	fresh := o.Stretch(freshFor)
 	c := cluster.Connectivity{
-		Self:     w.Node,
-		Contacts: maps.Clone(w.contacts),
-		Fresh:    fresh,
-		Outside:  w.outsidePoints(now, fresh),
+		Self:        w.Node,
+		LeaderHeard: w.raft.heard,
+		Contacts:    maps.Clone(w.contacts),
+		Fresh:       fresh,
 	}
+	c.Outside, c.Asking = w.outsidePoints(now, fresh)
 	for _, n := range w.members.Managers {
 		c.Managers = append(c.Managers, n.Name)
 	}

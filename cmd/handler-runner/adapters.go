@@ -25,10 +25,11 @@ type adapters struct {
 	pg      *pgrepl.Server // nil on a runner
 	peers   *api.Client
 	journal *journal
+	cutOff  chan struct{} // signalled when the watcher finds that this node is
 }
 
 func open(h *node.Host) (*adapters, error) {
-	a := &adapters{host: h}
+	a := &adapters{host: h, cutOff: make(chan struct{}, 1)}
 	var err error
 	if a.reg, err = h.Registry(); err != nil {
 		return nil, err
@@ -170,6 +171,10 @@ func (a *adapters) awaitShutdown(ctx context.Context, h *handlerrunner.Handler) 
 type store struct{ *adapters }
 
 func (s store) Watch(ctx context.Context, see func(cluster.View, bool)) error {
+	return rewatch(ctx, s.cutOff, func(ctx context.Context) error { return s.watch(ctx, see) }, func() { see(cluster.View{}, false) })
+}
+
+func (s store) watch(ctx context.Context, see func(cluster.View, bool)) error {
 	return s.reg.Watch(ctx, func(v cluster.View) {
 		err := node.SameCluster(s.host.Record, v)
 		if err != nil {
