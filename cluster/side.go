@@ -209,10 +209,25 @@ func tipOf(b Ballot) (tip Answer, found bool) {
 	case len(own) == 0 || sides[0].leads(own[0]):
 		return sides[0], true
 	}
+	if own[0].Last != nil && b.unconfirmed(own[0], sides) {
+		own[0].Last = &LastWrite{Clock: own[0].Last.Clock}
+	}
 	if wins, _ := SideWins(mode, own[0], sides[0]); wins && !own[0].leads(sides[0]) {
 		return sides[0], true
 	}
 	return own[0], true
+}
+
+// unconfirmed says that nothing on the cluster's own line was acknowledged after the
+// parts were cut off: too many of the sync set are in them, and lack it.
+func (b Ballot) unconfirmed(own Answer, sides []Answer) bool {
+	others := b.View.Sync.Members
+	for _, side := range sides {
+		if side.Side.Fork.LSN < own.Position.LSN {
+			others = slices.DeleteFunc(slices.Clone(others), func(m string) bool { return m == side.Node })
+		}
+	}
+	return b.View.SyncMode() != Async && len(others) < b.View.Sync.K
 }
 
 // lastWriteOf is when the line of the first answer, which is the furthest, was last

@@ -103,6 +103,15 @@ func TestElectAfterAPartition(t *testing.T) {
 		"which may not be known": {func(b *Ballot) {
 			b.View.Leader.Node, b.Answers = "a", append(b.Answers, sound("a", 200))
 		}, "a", ""},
+		"what the majority wrote later was not acknowledged": {func(b *Ballot) {
+			b.View.Sync.Members = []string{"c"}
+			b.Answers[0].Last = written(90)
+		}, "c", ""},
+		"unless commits are not confirmed at all": {func(b *Ballot) {
+			option(*b, "", "sync_mode", "async")
+			b.View.Sync.Members = []string{"c"}
+			b.Answers[0].Last = written(90)
+		}, "b", ""},
 		"the side alone, of a set that asks for more": {func(b *Ballot) { b.Answers = b.Answers[1:] }, "", "2 must answer"},
 		"the side alone, of a pair": {func(b *Ballot) {
 			b.View.Sync.Members = []string{"c"}
