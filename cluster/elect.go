@@ -77,9 +77,9 @@ func Elect(b Ballot) Outcome {
 	if b.Forced {
 		return forced(b)
 	}
-	if len(b.Avoid) > 0 {
+	if avoid := b.avoided(); len(avoid) > 0 {
 		others := b
-		others.Exclude, others.Avoid = slices.Concat(b.Exclude, b.Avoid), nil
+		others.Exclude, others.Avoid = slices.Concat(b.Exclude, avoid), nil
 		if out := Elect(others); out.Winner != "" {
 			return out
 		}
@@ -91,6 +91,20 @@ func Elect(b Ballot) Outcome {
 		}
 	}
 	return out
+}
+
+// sidePatience is how many elections in a row may name a node that has served a part
+// and did not come for the lock. Nobody else has what was written there.
+const sidePatience = 5
+
+// avoided is Avoid, but for those that have served a part, for a while.
+func (b Ballot) avoided() []string {
+	if b.View.NextMaster.Epoch > b.View.Leader.Epoch+sidePatience {
+		return b.Avoid
+	}
+	return slices.DeleteFunc(slices.Clone(b.Avoid), func(n string) bool {
+		return slices.ContainsFunc(b.Answers, func(a Answer) bool { return a.Node == n && a.Side != nil })
+	})
 }
 
 // published is the ballot without those on the line of a promotion that broke off

@@ -103,6 +103,16 @@ func TestElectAfterAPartition(t *testing.T) {
 		"which may not be known": {func(b *Ballot) {
 			b.View.Leader.Node, b.Answers = "a", append(b.Answers, sound("a", 200))
 		}, "a", ""},
+		"the side did not come for the lock": {func(b *Ballot) {
+			b.View.Leader.Epoch, b.View.NextMaster = 5, Assignment{Node: "c", Epoch: 6}
+			b.View.Sync.Members, b.Answers[0].Position.LSN = []string{"b", "c"}, 100
+			b.Avoid = Unconfirmed(b.View)
+		}, "c", ""},
+		"the side does not come for the lock again and again": {func(b *Ballot) {
+			b.View.Leader.Epoch, b.View.NextMaster = 5, Assignment{Node: "c", Epoch: 11}
+			b.View.Sync.Leader, b.Answers[0].Position.LSN = "b", 100
+			b.Avoid = Unconfirmed(b.View)
+		}, "b", ""},
 		"what the majority wrote later was not acknowledged": {func(b *Ballot) {
 			b.View.Sync.Members = []string{"c"}
 			b.Answers[0].Last = written(90)

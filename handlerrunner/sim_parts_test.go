@@ -211,7 +211,8 @@ func (s *simulation) heals(a cluster.Assignment, before cluster.Leader) {
 		s.violate("a commit is lost: %s is named for epoch %d and lacks acknowledged commit %d, although heal is majority", a.Node, a.Epoch, lost[0].id)
 		return
 	}
-	ours, theirs := s.latest(ids(lost)), s.latest(winner.wal[begun:])
+	from := min(begun, lost[0].end-1) // it may have served more than once since it left the line of what it lacks
+	ours, theirs := s.latest(ids(lost)), s.latest(winner.wal[from:])
 	handed := a.By == before.Node && ours.by == a.By && theirs.by == a.Node
 	apart := (s.clockOf(ours.by) - s.clockOf(theirs.by)).Abs()
 	switch {
