@@ -258,6 +258,13 @@ func (h *Handler) wasCutOff() bool {
 	return h.durable.State == cluster.Standby && time.Since(h.cutOff) < settleWithin
 }
 
+// awaits says that the last election has heard of a node that may still serve a part.
+func (h *Handler) awaits() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return !h.awaited.IsZero() && time.Since(h.awaited) < settleWithin
+}
+
 // await returns the answers to go by: for a while also those of nodes that may
 // still serve a part, which nobody is elected without.
 func (h *Handler) await(answers []cluster.Answer) []cluster.Answer {
@@ -280,8 +287,8 @@ func (h *Handler) await(answers []cluster.Answer) []cluster.Answer {
 // enough, when only the node that was active is missing, which is most likely dead
 // and whose unacknowledged WAL nobody needs, or when answerWithin has passed. Who
 // has not answered by then is still asked: if it is open, it learns so that it is
-// not to be. A node that was cut off hears all out, and counts whom it does not
-// reach as one that may serve.
+// not to be. A node that was cut off, or that has heard of one that may serve a
+// part, hears all out, and counts whom it does not reach as one that may serve.
 func (h *Handler) ask(b cluster.Ballot) (answers []cluster.Answer, silent []cluster.Passed) {
 	var asked []string
 	for _, name := range b.View.Managers() {
@@ -298,7 +305,8 @@ func (h *Handler) ask(b cluster.Ballot) (answers []cluster.Answer, silent []clus
 			replies <- reply{a, name, err}
 		})
 	}
-	cut := h.wasCutOff()
+	cut := h.wasCutOff() || h.awaits()
+	opened := b.View.NextMaster.Epoch <= b.View.Sync.Epoch
 	patience := time.NewTimer(answerWithin)
 	defer patience.Stop()
 	missing := slices.Clone(asked)
@@ -320,7 +328,7 @@ func (h *Handler) ask(b cluster.Ballot) (answers []cluster.Answer, silent []clus
 		}
 		rest := b
 		rest.Answers = slices.Concat(b.Answers, answers)
-		late = late || slices.Equal(missing, []string{b.View.NextMaster.Node})
+		late = late || opened && slices.Equal(missing, []string{b.View.NextMaster.Node})
 		if late && !cut && cluster.Elect(rest).Winner != "" {
 			break
 		}
