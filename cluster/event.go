@@ -26,6 +26,7 @@ const (
 	EventState      = "state"      // StateChange
 	EventLost       = "lost"       // Loss: the lock is free, told by each node that sees it
 	EventElected    = "elected"    // Election
+	EventBorrowed   = "borrowed"   // none: a node that could not be named has taken the WAL that it lacked
 	EventLock       = "lock"       // none
 	EventPromoted   = "promoted"   // Position: where the new timeline begins
 	EventWritable   = "writable"   // Quorum: who confirms commits

@@ -47,15 +47,20 @@ func removed(t *testing.T, g *group) {
 	g.told(t, down, stays)
 	g.healthy(t, stays, 1)
 
-	// With its data it is refused. Emptied, it may join again.
+	// With its data it is refused. Emptied, it may join again, with another address.
 	want(t, g.join(t, down, g.token(t, stays), stays), 1, "this host is not empty")
-	g.empty(t, down)
-	want(t, g.join(t, down, g.token(t, stays), stays), 0, down+" is a standby")
+	const moved = "127.40.1.21"
+	g.empty(t, down, moved)
+	want(t, g.cluster(t, down, "join", "--cluster-host-ip", moved, "--cluster-node-name", down, "--token", g.token(t, stays), g.address(t, stays)), 0, down+" is a standby")
+	g.healthy(t, stays, 2)
+	want(t, g.cluster(t, stays, "nodes", "get", down), 0, moved)
+	want(t, g.cluster(t, stays, "set-active", down), 0, down+" is the active node")
 	g.healthy(t, stays, 2)
 }
 
-// empty makes a host's database and folders new, as an operator would.
-func (g *group) empty(t *testing.T, node string) {
+// empty makes a host's database and folders new, as an operator would, who has also
+// given it another address.
+func (g *group) empty(t *testing.T, node, address string) {
 	t.Helper()
 	n := g.node(t, node)
 	g.must(t, "kill", node)
@@ -68,7 +73,7 @@ func (g *group) empty(t *testing.T, node string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	spec := dev.NodeSpec{Root: n.Root, Name: n.Name, Address: n.Address, Bin: c.Bin, Consul: c.Consul, PostgresBin: c.PostgresBin}
+	spec := dev.NodeSpec{Root: n.Root, Name: n.Name, Address: address, Bin: c.Bin, Consul: c.Consul, PostgresBin: c.PostgresBin}
 	if err := dev.Install(t.Context(), spec); err != nil {
 		t.Fatal(err)
 	}

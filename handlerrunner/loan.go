@@ -60,6 +60,9 @@ func (h *Handler) borrow(b cluster.Ballot, lender string) error {
 		}
 	}
 	h.Log.Info("borrowed WAL", "from", lender, "epoch", b.Epoch, "took", time.Since(began), "error", err)
+	if err == nil {
+		h.Journal.Write(cluster.EventBorrowed, b.Epoch, fmt.Sprintf("%s took the WAL up to %s from %s, which cannot be active", h.Node, from.Position, lender), nil)
+	}
 	end, cancel := context.WithTimeout(h.living, askWithin)
 	defer cancel()
 	_, detached := h.Replication.Detach(end)

@@ -285,7 +285,7 @@ func (r *reader) sign(e cluster.Event) error {
 		if e.Epoch == r.before {
 			r.forget()
 		}
-	case cluster.EventHeal, cluster.EventVerdict, cluster.EventMinority:
+	case cluster.EventHeal, cluster.EventVerdict, cluster.EventMinority, cluster.EventBorrowed:
 		r.Seen = append(r.Seen, Sighting{e.Node, e.At, e.Message})
 	}
 	return nil

@@ -65,7 +65,7 @@ func TestCloneKeepsWhatWasThere(t *testing.T) {
 			t.Fatal("the clone is not complete")
 		}
 		await(t, "the slot is free", func() bool {
-			return a.query(t, "select active::text from pg_replication_slots where slot_name = 'understudy_node_b'") == "false"
+			return a.query(t, "select active::text from pg_replication_slots where slot_name = 'understudy_1_node_b'") == "false"
 		})
 	}
 	if old := glob(t, b, ".old-*"); len(old) != 2 {

@@ -31,8 +31,9 @@ func (l *logind) Inhibit(what, who, why, mode string) (godbus.UnixFD, *godbus.Er
 	if err != nil {
 		return 0, godbus.MakeFailedError(err)
 	}
+	fd := godbus.UnixFD(write.Fd())
 	l.locks <- [2]*os.File{read, write}
-	return godbus.UnixFD(write.Fd()), nil
+	return fd, nil
 }
 
 func (l *logind) tell(down bool) {
