@@ -177,7 +177,7 @@ func hosts(t *testing.T, name, network string, n int) *group {
 func (g *group) takeDownWith(t *testing.T) {
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Log(g.dev(t, "logs", "--lines", "25"))
+			t.Log(g.dev(t, "logs", "--lines", "400"))
 		}
 		var info dev.Info
 		_ = json.Unmarshal([]byte(g.dev(t, "info", "--json").out), &info)

@@ -145,8 +145,11 @@ func (a AgentConfig) timing() section {
 		"performance": section{
 			"raft_multiplier":  max(a.RaftMultiplier, 1),
 			"leave_drain_time": "200ms",
-			// Long enough for an election, so that requests outlast one.
-			"rpc_hold_timeout": "5s",
+			// How long a request waits for a leader. While the agent tells the servers
+			// of a check it takes no news of any (SyncChanges and UpdateCheck in
+			// agent/local/state.go), so this is well below the TTL of our checks: else
+			// an election lets them expire, and with them the leader's session.
+			"rpc_hold_timeout": "1s",
 		},
 		"gossip_lan": section{
 			"probe_interval":  "200ms",
