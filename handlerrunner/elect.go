@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/understudy-ha/understudy/cluster"
@@ -333,6 +334,7 @@ func (h *Handler) ask(b cluster.Ballot) (answers []cluster.Answer, silent []clus
 			break
 		}
 	}
+	slices.SortFunc(answers, func(x, y cluster.Answer) int { return strings.Compare(x.Node, y.Node) }) // whoever came first
 	for _, name := range missing {
 		silent = append(silent, cluster.Passed{Node: name, Reason: "it had not answered when the answers were enough"})
 	}

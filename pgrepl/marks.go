@@ -111,7 +111,12 @@ func (s *Server) lock() (unlock func(), err error) {
 		}
 		return nil, fmt.Errorf("lock data directory: %w", err)
 	}
-	return func() { f.Close() }, nil
+	return func() {
+		// To close it is not enough: a command that is being started at this
+		// moment still has the file, until it is executed.
+		_ = syscall.Flock(int(f.Fd()), syscall.LOCK_UN)
+		f.Close()
+	}, nil
 }
 
 // keptOld is how many earlier data directories are kept.

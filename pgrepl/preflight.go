@@ -2,12 +2,15 @@ package pgrepl
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -149,8 +152,28 @@ func (s *Server) InUse(ctx context.Context) (what string, err error) {
 	case s.postmaster() == 0:
 		return "", fmt.Errorf("look for data in the database: %w", ErrNotRunning)
 	}
-	return s.inUseAsOwner(ctx)
+	ctx, cancel := context.WithTimeout(ctx, startWithin)
+	defer cancel()
+	for {
+		what, err = s.inUseAsOwner(ctx)
+		var failed *command.Error
+		if !errors.As(err, &failed) || !startingUp.MatchString(failed.Output) {
+			return what, err
+		}
+		select {
+		case <-ctx.Done():
+			return "", err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
+
+// startWithin is how long a server that is starting is waited for.
+const startWithin = 30 * time.Second
+
+// startingUp is what psql says of such a server. In another language than English
+// it is not recognized, and not waited for.
+var startingUp = regexp.MustCompile(`the database system is (starting up|not yet accepting connections)`)
 
 // inUseAsOwner asks as the system user that owns the database, whom it lets in
 // as it was installed, at the socket of the original configuration.
