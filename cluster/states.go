@@ -88,6 +88,7 @@ type Observation struct {
 	Foreign  Tri // its system identifier is not the cluster's
 	Diverged Tri // its WAL is not on the way to the active's timeline
 	Stranded Tri // the WAL it needs is gone from the active, for good
+	Mending  Tri // a rewind or a clone is under way
 	Mended   Tri // it was rewound or cloned, and needs WAL before it is consistent
 
 	Verdict Verdict // the watcher's; unknown when it is old
@@ -241,7 +242,7 @@ func transitions() []Transition {
 			"stopped, and running as a standby again"},
 		{Fenced, Rejoining, member(func(o Observation) bool { return o.broken() && !o.Paused }), []Action{Rejoin},
 			"has WAL that the new active does not have"},
-		{Rejoining, Standby, member(func(o Observation) bool { return o.following() && o.served() && !o.broken() }), nil,
+		{Rejoining, Standby, member(func(o Observation) bool { return o.following() && o.served() && !o.broken() && o.Mending != Yes }), nil,
 			"rewound or cloned, and running as a standby"},
 		{Rejoining, Fenced, member(func(o Observation) bool { return o.Primary == Yes || o.Complete == Yes && !o.served() }), []Action{Fence, StopLeaderUnits},
 			"PostgreSQL accepts writes and must not, or the active is gone and this copy may be needed"},

@@ -213,10 +213,7 @@ func (h *Handler) mayFollow(ctx context.Context, v cluster.View) (bool, error) {
 func (h *Handler) rejoin(ctx context.Context) error {
 	view, d, db := h.snapshot()
 	source := view.Upstream()
-	if db.Position.LSN > 0 {
-		h.stood = db
-	}
-	db = h.stood // an attempt that came to nothing has stopped the server
+	db.Position = h.lastSeen() // an attempt that came to nothing has stopped the server
 	complete, err := h.Directory.Complete()
 	if err != nil {
 		return err
@@ -245,7 +242,7 @@ func (h *Handler) rejoin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	h.stood = Database{}
+	h.forget()
 	if err := h.settle(ctx, view.Leader); err != nil {
 		return err
 	}

@@ -114,6 +114,7 @@ type Handler struct {
 	fresh    cluster.Tri
 	seen     time.Time // when who is named, or whether the lock is held, last changed
 	db       Database
+	stood    cluster.Position // where the server was last seen, since the directory was mended
 	since    time.Time
 	reason   string
 	units    map[string]cluster.Tri
@@ -140,7 +141,6 @@ type Handler struct {
 	changed  cluster.LSN   // position after the quorum in effect was set
 	advanced time.Time     // when Divergence was last advanced
 	rewound  cluster.Epoch // for which a rewind was tried; the rejoin job's own
-	stood    Database      // before the server was stopped to be mended; the rejoin job's own
 	told     told
 }
 

@@ -40,6 +40,13 @@ func (j *job) start(ctx context.Context, name cluster.Action, do func(context.Co
 	}()
 }
 
+// does says that this job is under way.
+func (j *job) does(name cluster.Action) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.name == name
+}
+
 // cancel ends the job under way and waits until it has ended.
 func (j *job) cancel() {
 	j.mu.Lock()

@@ -43,7 +43,9 @@ func (h *Handler) observe(ctx context.Context) cluster.Observation {
 	if db.Running != cluster.Yes {
 		db.SystemID = h.db.SystemID
 	}
-	h.db = db
+	if h.db = db; db.Position.LSN > 0 {
+		h.stood = db.Position
+	}
 	o := cluster.Observation{
 		Self: h.Node, State: h.durable.State, View: h.view, Fresh: h.fresh,
 		Promise: h.durable.Promise, LeaseEpoch: h.durable.Tried, Attempt: h.attempt, Paused: h.durable.Paused,
@@ -62,7 +64,7 @@ func (h *Handler) observe(ctx context.Context) cluster.Observation {
 	o.Verdict = h.Verdict().Verdict
 	o.Chosen, o.Served = h.parted(o.Verdict)
 	h.reunite(o, db)
-	o.Mended = h.mended(db)
+	o.Mended, o.Mending = h.mended(db), cluster.TriOf(h.job.does(cluster.Rejoin))
 	o.Diverged = h.diverged(ctx, o, db)
 	o.Stranded = h.stranded(now, o, db)
 	return o
@@ -86,6 +88,9 @@ func (h *Handler) parted(v cluster.Verdict) (chosen, served cluster.Tri) {
 // diverged compares the local position with the active's line of timelines.
 func (h *Handler) diverged(ctx context.Context, o cluster.Observation, db Database) cluster.Tri {
 	l := o.View.Leader
+	if o.State == cluster.Standby && db.Running != cluster.Yes && db.Position.LSN == 0 {
+		db.Position = h.lastSeen() // it may never start again on WAL that the active's line does not lead to
+	}
 	if !l.Serves() || l.Node == h.Node || db.Primary == cluster.Yes || db.Position.LSN == 0 {
 		return cluster.Unknown
 	}
@@ -170,4 +175,18 @@ func (h *Handler) lastTip() tip {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.tip
+}
+
+// lastSeen is where the server was when it last told, also once it is stopped.
+func (h *Handler) lastSeen() cluster.Position {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.stood
+}
+
+// forget is for a directory that is another one now.
+func (h *Handler) forget() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.stood = cluster.Position{}
 }

@@ -115,7 +115,7 @@ func failed(doing string, err error) error {
 
 // leaderless are the agent's words for a leader that it has not, cannot reach, or
 // that has just ceased to be one.
-var leaderless = []string{"No cluster leader", "rpc error getting client", "node is not the leader", "leadership lost", "Raft leader not found"}
+var leaderless = []string{"No cluster leader", "rpc error getting client", "node is not the leader", "leadership lost", "leadership transfer in progress", "Raft leader not found"}
 
 // isStatus says whether Consul answered with this HTTP code.
 func isStatus(err error, code int) bool {
