@@ -35,17 +35,16 @@ func TestFlappingLink(t *testing.T) {
 		defer b.run()()
 		time.Sleep(3 * time.Second)
 		b.cut()
-		for range 20 {
-			time.Sleep(8 * time.Second)
-			b.network.change(func() { b.network.hang["node2"] = false })
-			time.Sleep(1500 * time.Millisecond)
-			b.network.change(func() { b.network.hang["node2"] = true })
-			for range 10 {
-				time.Sleep(10 * time.Millisecond)
-				if r := b.report(); r.Verdict == cluster.Minority {
-					t.Fatalf("in the minority: %s", r.Reason)
-				}
+		flapped := time.Now()
+		for passed := 0; passed < 20; time.Sleep(50 * time.Millisecond) {
+			if r := b.report(); r.Verdict == cluster.Minority {
+				t.Fatalf("in the minority: %s", r.Reason)
 			}
+			b.network.change(func() {
+				if !b.network.pass["node2"] && time.Since(flapped) > 7*time.Second {
+					b.network.pass["node2"], flapped, passed = true, time.Now(), passed+1
+				}
+			})
 		}
 	})
 }

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/understudy-ha/understudy/registry"
 )
 
@@ -99,7 +101,8 @@ func (s *Server) Stop() {
 	s.cmd = nil
 }
 
-// Signal sends a signal, such as SIGSTOP.
+// Signal sends a signal. With SIGSTOP it returns when the agent has stopped: until
+// then it may answer once more.
 func (s *Server) Signal(sig syscall.Signal) {
 	s.t.Helper()
 	if s.cmd == nil {
@@ -107,6 +110,11 @@ func (s *Server) Signal(sig syscall.Signal) {
 	}
 	if err := s.cmd.Process.Signal(sig); err != nil {
 		s.t.Fatal(err)
+	}
+	if sig == syscall.SIGSTOP {
+		if err := unix.Waitid(unix.P_PID, s.cmd.Process.Pid, nil, unix.WSTOPPED, nil); err != nil {
+			s.t.Fatal(err)
+		}
 	}
 }
 
