@@ -62,97 +62,100 @@ func aside(node string, lsn LSN) Answer {
 	return a
 }
 
+// electedAfterAPartition are changes of parted, and who is to win each.
+var electedAfterAPartition = map[string]struct {
+	change func(*Ballot)
+	winner string
+	reason string
+}{
+	"the side was written last": {func(*Ballot) {}, "c", "furthest"},
+	"the majority was":          {func(b *Ballot) { b.Answers[0].Last = written(90) }, "b", "furthest"},
+	"heal is majority":          {func(b *Ballot) { option(*b, "", "heal", "majority") }, "b", "furthest"},
+	"its times are not known":   {func(b *Ballot) { b.Answers[1].Last = nil }, "b", "furthest"},
+	"who was cut off tells of what it had acknowledged": {func(b *Ballot) {
+		b.Answers[0].Last = written(90)
+		b.View.Sync.Members = []string{"b", "c"}
+	}, "b", ""},
+	"but not if it had more of the cluster's WAL than the rest": {func(b *Ballot) {
+		b.Answers[0].Position.LSN = 90
+	}, "c", "furthest"},
+	"the side holds all that the majority has": {func(b *Ballot) {
+		option(*b, "", "heal", "majority")
+		b.Answers[0].Position.LSN = 100
+	}, "c", "furthest"},
+	"who still serves is waited for": {func(b *Ballot) {
+		b.Answers[1] = Answer{Node: "c", Side: b.Answers[1].Side, Serving: true}
+	}, "", "c may still serve a part"},
+	"but not for ever": {func(b *Ballot) {
+		b.Answers = Settled(append(b.Answers[:1], sound("a", 150), Answer{Node: "c", Serving: true}))
+	}, "b", ""},
+	"another standby of the majority knows the time": {func(b *Ballot) {
+		b.Answers[0].Last = nil
+		a := sound("a", 150)
+		a.Last = written(90)
+		b.Answers = append(b.Answers, a)
+	}, "b", ""},
+	"but the time is by the clock of who wrote": {func(b *Ballot) {
+		a := sound("a", 200)
+		a.Last = &LastWrite{At: written(10).At, Clock: written(10).Clock.Add(time.Minute)}
+		b.View.Leader.Node, b.Answers = "a", append(b.Answers, a)
+	}, "a", ""},
+	"which may not be known": {func(b *Ballot) {
+		b.View.Leader.Node, b.Answers = "a", append(b.Answers, sound("a", 200))
+	}, "a", ""},
+	"the side did not come for the lock": {func(b *Ballot) {
+		b.View.Leader.Epoch, b.View.NextMaster = 5, Assignment{Node: "c", Epoch: 6}
+		b.View.Sync.Members, b.Answers[0].Position.LSN = []string{"b", "c"}, 100
+		b.Avoid = Unconfirmed(b.View)
+	}, "c", ""},
+	"the side does not come for the lock again and again": {func(b *Ballot) {
+		b.View.Leader.Epoch, b.View.NextMaster = 5, Assignment{Node: "c", Epoch: 11}
+		b.View.Sync.Leader, b.Answers[0].Position.LSN = "b", 100
+		b.Avoid = Unconfirmed(b.View)
+	}, "b", ""},
+	"what the majority wrote later was not acknowledged": {func(b *Ballot) {
+		b.View.Sync.Members = []string{"c"}
+		b.Answers[0].Last = written(90)
+	}, "c", ""},
+	"unless commits are not confirmed at all": {func(b *Ballot) {
+		option(*b, "", "sync_mode", "async")
+		b.View.Sync.Members = []string{"c"}
+		b.Answers[0].Last = written(90)
+	}, "b", ""},
+	"the side alone, of a set that asks for more": {func(b *Ballot) { b.Answers = b.Answers[1:] }, "", "2 must answer"},
+	"the side alone, of a pair": {func(b *Ballot) {
+		b.View.Sync.Members = []string{"c"}
+		b.Answers = b.Answers[1:]
+	}, "c", "furthest"},
+	"two sides, and heal is majority: the one with most of the cluster's own": {func(b *Ballot) {
+		option(*b, "", "heal", "majority")
+		b.Answers[0] = aside("b", 300)
+		b.Answers[0].Position.Timeline, b.Answers[0].Last, b.Answers[0].Side.Fork.LSN = 34, written(30), 150
+	}, "b", ""},
+	"a side that went on with the active of the sync set is none": {func(b *Ballot) {
+		b.View.Sync = SyncSet{Epoch: 6, Leader: "c", Members: []string{"a"}, K: 1}
+		option(*b, "", "heal", "majority")
+		a := aside("a", 400)
+		a.Line = 6
+		b.Answers = []Answer{a, b.Answers[0]}
+	}, "a", "furthest"},
+	"two sides: the one that was written last": {func(b *Ballot) {
+		b.Answers[0] = aside("b", 500)
+		b.Answers[0].Position.Timeline, b.Answers[0].Last = 34, written(30)
+	}, "c", ""},
+	"a standby of the side counts with it": {func(b *Ballot) {
+		a := aside("a", 290)
+		a.Side, a.Last = b.Answers[1].Side, written(60)
+		b.Answers = append(b.Answers, a)
+	}, "c", ""},
+	"timelines of one number that began elsewhere are two": {func(b *Ballot) {
+		b.Answers[0].Position.Timeline, b.Answers[0].History = 50, History{{1, 110}}
+		b.Answers[0].Last = written(90)
+	}, "b", ""},
+}
+
 func TestElectAfterAPartition(t *testing.T) {
-	for name, c := range map[string]struct {
-		change func(*Ballot)
-		winner string
-		reason string
-	}{
-		"the side was written last": {func(*Ballot) {}, "c", "furthest"},
-		"the majority was":          {func(b *Ballot) { b.Answers[0].Last = written(90) }, "b", "furthest"},
-		"heal is majority":          {func(b *Ballot) { option(*b, "", "heal", "majority") }, "b", "furthest"},
-		"its times are not known":   {func(b *Ballot) { b.Answers[1].Last = nil }, "b", "furthest"},
-		"who was cut off tells of what it had acknowledged": {func(b *Ballot) {
-			b.Answers[0].Last = written(90)
-			b.View.Sync.Members = []string{"b", "c"}
-		}, "b", ""},
-		"but not if it had more of the cluster's WAL than the rest": {func(b *Ballot) {
-			b.Answers[0].Position.LSN = 90
-		}, "c", "furthest"},
-		"the side holds all that the majority has": {func(b *Ballot) {
-			option(*b, "", "heal", "majority")
-			b.Answers[0].Position.LSN = 100
-		}, "c", "furthest"},
-		"who still serves is waited for": {func(b *Ballot) {
-			b.Answers[1] = Answer{Node: "c", Side: b.Answers[1].Side, Serving: true}
-		}, "", "c may still serve a part"},
-		"but not for ever": {func(b *Ballot) {
-			b.Answers = Settled(append(b.Answers[:1], sound("a", 150), Answer{Node: "c", Serving: true}))
-		}, "b", ""},
-		"another standby of the majority knows the time": {func(b *Ballot) {
-			b.Answers[0].Last = nil
-			a := sound("a", 150)
-			a.Last = written(90)
-			b.Answers = append(b.Answers, a)
-		}, "b", ""},
-		"but the time is by the clock of who wrote": {func(b *Ballot) {
-			a := sound("a", 200)
-			a.Last = &LastWrite{At: written(10).At, Clock: written(10).Clock.Add(time.Minute)}
-			b.View.Leader.Node, b.Answers = "a", append(b.Answers, a)
-		}, "a", ""},
-		"which may not be known": {func(b *Ballot) {
-			b.View.Leader.Node, b.Answers = "a", append(b.Answers, sound("a", 200))
-		}, "a", ""},
-		"the side did not come for the lock": {func(b *Ballot) {
-			b.View.Leader.Epoch, b.View.NextMaster = 5, Assignment{Node: "c", Epoch: 6}
-			b.View.Sync.Members, b.Answers[0].Position.LSN = []string{"b", "c"}, 100
-			b.Avoid = Unconfirmed(b.View)
-		}, "c", ""},
-		"the side does not come for the lock again and again": {func(b *Ballot) {
-			b.View.Leader.Epoch, b.View.NextMaster = 5, Assignment{Node: "c", Epoch: 11}
-			b.View.Sync.Leader, b.Answers[0].Position.LSN = "b", 100
-			b.Avoid = Unconfirmed(b.View)
-		}, "b", ""},
-		"what the majority wrote later was not acknowledged": {func(b *Ballot) {
-			b.View.Sync.Members = []string{"c"}
-			b.Answers[0].Last = written(90)
-		}, "c", ""},
-		"unless commits are not confirmed at all": {func(b *Ballot) {
-			option(*b, "", "sync_mode", "async")
-			b.View.Sync.Members = []string{"c"}
-			b.Answers[0].Last = written(90)
-		}, "b", ""},
-		"the side alone, of a set that asks for more": {func(b *Ballot) { b.Answers = b.Answers[1:] }, "", "2 must answer"},
-		"the side alone, of a pair": {func(b *Ballot) {
-			b.View.Sync.Members = []string{"c"}
-			b.Answers = b.Answers[1:]
-		}, "c", "furthest"},
-		"two sides, and heal is majority: the one with most of the cluster's own": {func(b *Ballot) {
-			option(*b, "", "heal", "majority")
-			b.Answers[0] = aside("b", 300)
-			b.Answers[0].Position.Timeline, b.Answers[0].Last, b.Answers[0].Side.Fork.LSN = 34, written(30), 150
-		}, "b", ""},
-		"a side that went on with the active of the sync set is none": {func(b *Ballot) {
-			b.View.Sync = SyncSet{Epoch: 6, Leader: "c", Members: []string{"a"}, K: 1}
-			option(*b, "", "heal", "majority")
-			a := aside("a", 400)
-			a.Line = 6
-			b.Answers = []Answer{a, b.Answers[0]}
-		}, "a", "furthest"},
-		"two sides: the one that was written last": {func(b *Ballot) {
-			b.Answers[0] = aside("b", 500)
-			b.Answers[0].Position.Timeline, b.Answers[0].Last = 34, written(30)
-		}, "c", ""},
-		"a standby of the side counts with it": {func(b *Ballot) {
-			a := aside("a", 290)
-			a.Side, a.Last = b.Answers[1].Side, written(60)
-			b.Answers = append(b.Answers, a)
-		}, "c", ""},
-		"timelines of one number that began elsewhere are two": {func(b *Ballot) {
-			b.Answers[0].Position.Timeline, b.Answers[0].History = 50, History{{1, 110}}
-			b.Answers[0].Last = written(90)
-		}, "b", ""},
-	} {
+	for name, c := range electedAfterAPartition {
 		b := parted()
 		c.change(&b)
 		out := Elect(b)

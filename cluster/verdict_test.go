@@ -31,104 +31,107 @@ func cutOffTrio() (Connectivity, Judgement) {
 	return c, Judgement{Verdict: Undecided, with: noon.Add(-after)}
 }
 
+// judged are changes of cutOffTrio, and what is to be said of each.
+var judged = []struct {
+	name   string
+	change func(*Connectivity, *Judgement)
+	want   Verdict
+	reason string
+}{
+	{"cut off for long enough", func(*Connectivity, *Judgement) {}, Minority,
+		"for 10s Consul has had no leader and 1 of 3 managers answer"},
+	{"cut off since now", func(_ *Connectivity, b *Judgement) { *b = Judgement{Verdict: Majority} }, Undecided,
+		"Consul has no leader and 1 of 3 managers answer; that must last 10s"},
+	{"one instant too early", func(_ *Connectivity, b *Judgement) { b.with = b.with.Add(1) }, Undecided, ""},
+	{"the clock was set back", func(_ *Connectivity, b *Judgement) { b.with = noon.Add(time.Hour) }, Undecided, ""},
+	{"Consul has a leader, nobody answers", func(c *Connectivity, _ *Judgement) { c.RaftLeader = Yes }, Majority, "Consul has a leader"},
+	{"the own agent refuses or answers 500", func(c *Connectivity, _ *Judgement) { c.RaftLeader = Unknown }, Undecided,
+		"1 of 3 managers answer, and the local Consul agent cannot be asked for a leader"},
+	{"Consul is down everywhere, one peer answers", func(c *Connectivity, b *Judgement) {
+		c.Contacts["node2"] = Contact{}.Next(noon, ProbeAnswered)
+		*b = Judgement{Verdict: Majority}
+	}, Majority, "Consul has no leader, but 2 of 3 managers answer"},
+	{"a peer that was not probed lately", func(c *Connectivity, _ *Judgement) {
+		c.Contacts["node2"] = unheard(ProbeSilent, noon.Add(-3*time.Second))
+	}, Undecided, "Consul has no leader, 1 of 3 managers answer, and 1 are not known"},
+	{"an old answer is no answer", func(c *Connectivity, _ *Judgement) {
+		c.Contacts["node2"] = Contact{}.Next(noon.Add(-3*time.Second), ProbeAnswered)
+	}, Undecided, ""},
+	{"a peer that refuses is not there", func(c *Connectivity, _ *Judgement) {
+		c.Contacts["node2"] = unheard(ProbeRefused, noon)
+	}, Minority, ""},
+	{"nothing outside answers", func(c *Connectivity, _ *Judgement) {
+		c.Outside = []Outside{{"gateway 10.0.0.1", No}, {"10.9.9.9", No}}
+	}, Isolated, "for 10s Consul has had no leader and 1 of 3 managers answer; no answer from gateway 10.0.0.1, 10.9.9.9"},
+	{"nothing outside was asked often enough", func(c *Connectivity, _ *Judgement) {
+		c.Outside, c.Asking = []Outside{{"gateway 10.0.0.1", Unknown}}, true
+	}, Undecided, "for 10s Consul has had no leader and 1 of 3 managers answer; not known yet is gateway 10.0.0.1"},
+	{"nothing outside was asked often enough since a restart in the minority", func(c *Connectivity, b *Judgement) {
+		c.Outside, c.Asking = []Outside{{"gateway 10.0.0.1", Unknown}}, true
+		*b = Judgement{Verdict: Minority, Reason: "as before", with: noon.Add(-after)}
+	}, Minority, "as before"},
+	{"nothing outside was asked often enough since a restart while isolated", func(c *Connectivity, b *Judgement) {
+		c.Outside, c.Asking = []Outside{{"gateway 10.0.0.1", Unknown}}, true
+		*b = Judgement{Verdict: Isolated, Reason: "as before", with: noon.Add(-after)}
+	}, Isolated, "as before"},
+	{"those outside are still asked, and one answers", func(c *Connectivity, _ *Judgement) { c.Asking = true }, Minority, ""},
+	{"those outside are still asked, but the node is not alone", func(c *Connectivity, _ *Judgement) {
+		c.Managers = []string{"node1", "node2", "node3", "node4"}
+		c.Contacts["node2"], c.Contacts["node4"] = Contact{}.Next(noon, ProbeAnswered), c.Contacts["node3"]
+		c.Outside, c.Asking = []Outside{{"gateway 10.0.0.1", Unknown}}, true
+	}, Minority, ""},
+	{"one manager has left a single probe unanswered", func(c *Connectivity, _ *Judgement) {
+		c.Contacts["node2"] = Contact{Result: ProbeSilent, At: noon, Misses: 1}
+	}, Undecided, "Consul has no leader and 1 of 3 managers answer; one probe alone proves nothing"},
+	{"one manager has left a single probe unanswered since a restart in the minority", func(c *Connectivity, b *Judgement) {
+		c.Contacts["node2"] = Contact{Result: ProbeSilent, At: noon, Misses: 1}
+		b.Verdict = Minority
+	}, Minority, ""},
+	{"one manager answered just before", func(c *Connectivity, _ *Judgement) {
+		c.Contacts["node2"] = Contact{ProbeSilent, noon, noon.Add(-after + 1), 9}
+	}, Undecided, ""},
+	{"Consul's leader was heard just before", func(c *Connectivity, b *Judgement) {
+		c.RaftLeader, c.LeaderHeard = Yes, noon.Add(-after+1)
+		*b = c.Judge(noon, after, *b)
+		c.RaftLeader = No
+	}, Undecided, ""},
+	{"Consul's leader is remembered, and was heard long ago", func(c *Connectivity, b *Judgement) {
+		c.RaftLeader, c.LeaderHeard = Yes, noon.Add(-after)
+		*b = c.Judge(noon, after, *b)
+		c.RaftLeader = No
+	}, Minority, ""},
+	{"Consul had a leader, and nobody knows since when not", func(c *Connectivity, b *Judgement) {
+		c.RaftLeader = Yes
+		*b = c.Judge(noon, after, *b)
+		c.RaftLeader = No
+	}, Undecided, ""},
+	{"nobody judged for a while", func(_ *Connectivity, b *Judgement) { b.at = noon.Add(-2*time.Second - 1) }, Undecided, ""},
+	{"nobody judged for a moment", func(_ *Connectivity, b *Judgement) { b.at = noon.Add(-2 * time.Second) }, Minority, ""},
+	{"one ping target answers", func(c *Connectivity, _ *Judgement) {
+		c.Outside = []Outside{{"gateway 10.0.0.1", No}, {"10.9.9.9", Yes}}
+	}, Minority, ""},
+	{"one ping target is not known", func(c *Connectivity, _ *Judgement) {
+		c.Outside = []Outside{{"gateway 10.0.0.1", No}, {"10.9.9.9", Unknown}}
+	}, Minority, ""},
+	{"no gateway is known and there is no target", func(c *Connectivity, _ *Judgement) { c.Outside = nil }, Minority, ""},
+	{"nothing outside answers, but a peer's host refuses", func(c *Connectivity, _ *Judgement) {
+		c.Outside = []Outside{{"gateway 10.0.0.1", No}}
+		c.Contacts["node2"] = unheard(ProbeRefused, noon)
+	}, Minority, ""},
+	{"alone by design", func(c *Connectivity, b *Judgement) {
+		c.Managers, *b = []string{"node1"}, Judgement{}
+	}, Majority, "Consul has no leader, but 1 of 1 managers answer"},
+	{"one of two is lost", func(c *Connectivity, _ *Judgement) { c.Managers = []string{"node1", "node2"} }, Minority, ""},
+	{"a runner does not count itself", func(c *Connectivity, _ *Judgement) {
+		c.Self = "runner1"
+		c.Contacts["node1"] = Contact{}.Next(noon, ProbeAnswered)
+	}, Minority, "for 10s Consul has had no leader and 1 of 3 managers answer"},
+	{"the members are not known", func(c *Connectivity, _ *Judgement) { c.Managers = nil }, Undecided,
+		"Consul has no leader and the members are not known"},
+}
+
 func TestJudgeNamedCases(t *testing.T) {
-	for _, tc := range []struct {
-		name   string
-		change func(*Connectivity, *Judgement)
-		want   Verdict
-		reason string
-	}{
-		{"cut off for long enough", func(*Connectivity, *Judgement) {}, Minority,
-			"for 10s Consul has had no leader and 1 of 3 managers answer"},
-		{"cut off since now", func(_ *Connectivity, b *Judgement) { *b = Judgement{Verdict: Majority} }, Undecided,
-			"Consul has no leader and 1 of 3 managers answer; that must last 10s"},
-		{"one instant too early", func(_ *Connectivity, b *Judgement) { b.with = b.with.Add(1) }, Undecided, ""},
-		{"the clock was set back", func(_ *Connectivity, b *Judgement) { b.with = noon.Add(time.Hour) }, Undecided, ""},
-		{"Consul has a leader, nobody answers", func(c *Connectivity, _ *Judgement) { c.RaftLeader = Yes }, Majority, "Consul has a leader"},
-		{"the own agent refuses or answers 500", func(c *Connectivity, _ *Judgement) { c.RaftLeader = Unknown }, Undecided,
-			"1 of 3 managers answer, and the local Consul agent cannot be asked for a leader"},
-		{"Consul is down everywhere, one peer answers", func(c *Connectivity, b *Judgement) {
-			c.Contacts["node2"] = Contact{}.Next(noon, ProbeAnswered)
-			*b = Judgement{Verdict: Majority}
-		}, Majority, "Consul has no leader, but 2 of 3 managers answer"},
-		{"a peer that was not probed lately", func(c *Connectivity, _ *Judgement) {
-			c.Contacts["node2"] = unheard(ProbeSilent, noon.Add(-3*time.Second))
-		}, Undecided, "Consul has no leader, 1 of 3 managers answer, and 1 are not known"},
-		{"an old answer is no answer", func(c *Connectivity, _ *Judgement) {
-			c.Contacts["node2"] = Contact{}.Next(noon.Add(-3*time.Second), ProbeAnswered)
-		}, Undecided, ""},
-		{"a peer that refuses is not there", func(c *Connectivity, _ *Judgement) {
-			c.Contacts["node2"] = unheard(ProbeRefused, noon)
-		}, Minority, ""},
-		{"nothing outside answers", func(c *Connectivity, _ *Judgement) {
-			c.Outside = []Outside{{"gateway 10.0.0.1", No}, {"10.9.9.9", No}}
-		}, Isolated, "for 10s Consul has had no leader and 1 of 3 managers answer; no answer from gateway 10.0.0.1, 10.9.9.9"},
-		{"nothing outside was asked often enough", func(c *Connectivity, _ *Judgement) {
-			c.Outside, c.Asking = []Outside{{"gateway 10.0.0.1", Unknown}}, true
-		}, Undecided, "for 10s Consul has had no leader and 1 of 3 managers answer; not known yet is gateway 10.0.0.1"},
-		{"nothing outside was asked often enough since a restart in the minority", func(c *Connectivity, b *Judgement) {
-			c.Outside, c.Asking = []Outside{{"gateway 10.0.0.1", Unknown}}, true
-			*b = Judgement{Verdict: Minority, Reason: "as before", with: noon.Add(-after)}
-		}, Minority, "as before"},
-		{"nothing outside was asked often enough since a restart while isolated", func(c *Connectivity, b *Judgement) {
-			c.Outside, c.Asking = []Outside{{"gateway 10.0.0.1", Unknown}}, true
-			*b = Judgement{Verdict: Isolated, Reason: "as before", with: noon.Add(-after)}
-		}, Isolated, "as before"},
-		{"those outside are still asked, and one answers", func(c *Connectivity, _ *Judgement) { c.Asking = true }, Minority, ""},
-		{"those outside are still asked, but the node is not alone", func(c *Connectivity, _ *Judgement) {
-			c.Managers = []string{"node1", "node2", "node3", "node4"}
-			c.Contacts["node2"], c.Contacts["node4"] = Contact{}.Next(noon, ProbeAnswered), c.Contacts["node3"]
-			c.Outside, c.Asking = []Outside{{"gateway 10.0.0.1", Unknown}}, true
-		}, Minority, ""},
-		{"one manager has left a single probe unanswered", func(c *Connectivity, _ *Judgement) {
-			c.Contacts["node2"] = Contact{Result: ProbeSilent, At: noon, Misses: 1}
-		}, Undecided, "Consul has no leader and 1 of 3 managers answer; one probe alone proves nothing"},
-		{"one manager has left a single probe unanswered since a restart in the minority", func(c *Connectivity, b *Judgement) {
-			c.Contacts["node2"] = Contact{Result: ProbeSilent, At: noon, Misses: 1}
-			b.Verdict = Minority
-		}, Minority, ""},
-		{"one manager answered just before", func(c *Connectivity, _ *Judgement) {
-			c.Contacts["node2"] = Contact{ProbeSilent, noon, noon.Add(-after + 1), 9}
-		}, Undecided, ""},
-		{"Consul's leader was heard just before", func(c *Connectivity, b *Judgement) {
-			c.RaftLeader, c.LeaderHeard = Yes, noon.Add(-after+1)
-			*b = c.Judge(noon, after, *b)
-			c.RaftLeader = No
-		}, Undecided, ""},
-		{"Consul's leader is remembered, and was heard long ago", func(c *Connectivity, b *Judgement) {
-			c.RaftLeader, c.LeaderHeard = Yes, noon.Add(-after)
-			*b = c.Judge(noon, after, *b)
-			c.RaftLeader = No
-		}, Minority, ""},
-		{"Consul had a leader, and nobody knows since when not", func(c *Connectivity, b *Judgement) {
-			c.RaftLeader = Yes
-			*b = c.Judge(noon, after, *b)
-			c.RaftLeader = No
-		}, Undecided, ""},
-		{"nobody judged for a while", func(_ *Connectivity, b *Judgement) { b.at = noon.Add(-2*time.Second - 1) }, Undecided, ""},
-		{"nobody judged for a moment", func(_ *Connectivity, b *Judgement) { b.at = noon.Add(-2 * time.Second) }, Minority, ""},
-		{"one ping target answers", func(c *Connectivity, _ *Judgement) {
-			c.Outside = []Outside{{"gateway 10.0.0.1", No}, {"10.9.9.9", Yes}}
-		}, Minority, ""},
-		{"one ping target is not known", func(c *Connectivity, _ *Judgement) {
-			c.Outside = []Outside{{"gateway 10.0.0.1", No}, {"10.9.9.9", Unknown}}
-		}, Minority, ""},
-		{"no gateway is known and there is no target", func(c *Connectivity, _ *Judgement) { c.Outside = nil }, Minority, ""},
-		{"nothing outside answers, but a peer's host refuses", func(c *Connectivity, _ *Judgement) {
-			c.Outside = []Outside{{"gateway 10.0.0.1", No}}
-			c.Contacts["node2"] = unheard(ProbeRefused, noon)
-		}, Minority, ""},
-		{"alone by design", func(c *Connectivity, b *Judgement) {
-			c.Managers, *b = []string{"node1"}, Judgement{}
-		}, Majority, "Consul has no leader, but 1 of 1 managers answer"},
-		{"one of two is lost", func(c *Connectivity, _ *Judgement) { c.Managers = []string{"node1", "node2"} }, Minority, ""},
-		{"a runner does not count itself", func(c *Connectivity, _ *Judgement) {
-			c.Self = "runner1"
-			c.Contacts["node1"] = Contact{}.Next(noon, ProbeAnswered)
-		}, Minority, "for 10s Consul has had no leader and 1 of 3 managers answer"},
-		{"the members are not known", func(c *Connectivity, _ *Judgement) { c.Managers = nil }, Undecided,
-			"Consul has no leader and the members are not known"},
-	} {
+	for _, tc := range judged {
 		t.Run(tc.name, func(t *testing.T) {
 			c, before := cutOffTrio()
 			tc.change(&c, &before)

@@ -41,7 +41,7 @@ func oneOfTwoDies(t *testing.T, g *group) {
 		g.must(t, "start", dies)
 		g.settles(t)
 	})
-	if after.Epoch <= before.Epoch {
+	if after.Active != stays || after.Epoch != before.Epoch+1 {
 		t.Errorf("from %+v to %+v", before, after)
 	}
 }
@@ -117,7 +117,7 @@ func twoAreParted(t *testing.T, g *group) {
 		if served {
 			t.Errorf("%s, which reaches nobody, has served", alone)
 		}
-		if after.Epoch <= before.Epoch {
+		if after.Active != serving || after.Epoch <= before.Epoch {
 			t.Errorf("%s reached nobody: from %+v to %+v", alone, before, after)
 		}
 	}

@@ -99,7 +99,7 @@ func (p *fakePG) source() *fakePG {
 
 // sendsTo says that s has the slot that p reads through.
 func (s *fakePG) sendsTo(p *fakePG) bool {
-	return p.through == "" || s.tenure == p.through && slices.Contains(s.slots, p.h.name)
+	return s.tenure == p.through && slices.Contains(s.slots, p.h.name)
 }
 
 // receive takes what the upstream has.

@@ -103,4 +103,11 @@ func TestPromiseIsKeptBeforeItIsGiven(t *testing.T) {
 	if e, err := h.promise(7, 1); e != 7 || err != nil {
 		t.Errorf("promised epoch %d, %v, want 7", e, err)
 	}
+	again, err := New(Options{Node: "a", State: h.State, Log: h.Log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := again.durable.Promise; got != 7 {
+		t.Errorf("the next run knows of epoch %d, want 7", got)
+	}
 }

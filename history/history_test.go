@@ -184,6 +184,24 @@ func TestEarlierTroubleIsForgotten(t *testing.T) {
 	}
 }
 
+// A standby that could not be named yet has taken the WAL that it lacked: the record
+// says so, and that alone is no change.
+func TestBorrowedWALIsSeen(t *testing.T) {
+	lost := time.Date(2026, 1, 1, 12, 0, 5, 0, time.UTC)
+	events := append(reign(), event(5, "b", 1, cluster.EventLost, cluster.Loss{Node: "a", Why: "a is gone", Seen: lost}), event(6, "c", 2, cluster.EventBorrowed, nil))
+	if list := changes(t, events); len(list) != 1 || len(list[0].Seen) != 0 {
+		t.Errorf("nobody was elected: %+v", list)
+	}
+	c := to(t, changes(t, append(events, elected(8, "b", "c", 2), event(9, "c", 2, cluster.EventWritable, cluster.Quorum{}),
+		event(10, "d", 2, cluster.EventBorrowed, nil))), 2)
+	if want := []Sighting{{"b", lost, "a is gone"}, {"c", lost.Add(time.Second), "c borrowed"}}; !slices.Equal(c.Seen, want) {
+		t.Errorf("seen: %+v, want %+v", c.Seen, want)
+	}
+	if c.Why != "a is gone" || c.OutageMs != 4000 || steps(c) != "detected b, elected c, writable c" {
+		t.Errorf("%s: %+v", steps(c), c)
+	}
+}
+
 func TestReturnByRewind(t *testing.T) {
 	list := changes(t, append(reign(), elected(5, "b", "b", 2), event(6, "b", 2, cluster.EventWritable, cluster.Quorum{}),
 		state(7, "a", 2, cluster.Active, cluster.Fenced), event(8, "a", 2, cluster.EventRewind, nil), state(9, "a", 2, cluster.Rejoining, cluster.Standby),

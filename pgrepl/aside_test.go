@@ -13,17 +13,24 @@ import (
 	"github.com/understudy-ha/understudy/pgrepl/divergence"
 )
 
+// wroteApart is newRivals whose loser has written a row of its own, with the
+// request to export it.
+func wroteApart(t *testing.T, base string) (loser, winner *node, fork cluster.Position, r pgrepl.ExportRequest) {
+	t.Helper()
+	loser, winner, fork = newRivals(t, base)
+	loser.sql(t, "insert into keyed values (100)")
+	return loser, winner, fork, pgrepl.ExportRequest{Cluster: "c1", Epoch: 5, Fork: fork.LSN, Dir: t.TempDir()}
+}
+
 // What cannot be exported, because the server does not start, is recorded, and the
 // directory outlives every clone.
 func TestSetAside(t *testing.T) {
 	t.Parallel()
 	ctx := ctxOf(t)
-	loser, winner, fork := newRivals(t, "127.68.2.1")
-	loser.sql(t, "insert into keyed values (100)")
+	loser, winner, fork, r := wroteApart(t, "127.68.2.1")
 	loser.Kill(t)
 	wrote := loser.Instance.DataDir
 	must(t, os.Rename(filepath.Join(wrote, "pg_xact"), filepath.Join(wrote, "pg_xact.gone")))
-	r := pgrepl.ExportRequest{Cluster: "c1", Epoch: 5, Fork: fork.LSN, Dir: t.TempDir()}
 	_, why := loser.Export(ctx, r)
 	if why == nil {
 		t.Fatal("a server that does not start was exported")
@@ -63,10 +70,9 @@ func TestSetAside(t *testing.T) {
 func TestExportOfAnotherLine(t *testing.T) {
 	t.Parallel()
 	ctx := ctxOf(t)
-	loser, _, fork := newRivals(t, "127.68.3.1")
-	loser.sql(t, "insert into keyed values (100)")
+	loser, _, fork, r := wroteApart(t, "127.68.3.1")
 	loser.Stop(t)
-	r := pgrepl.ExportRequest{Cluster: "c1", Epoch: 5, Fork: fork.LSN, Dir: t.TempDir(), Wrote: []cluster.Timeline{fork.Timeline - 1, 9}}
+	r.Wrote = []cluster.Timeline{fork.Timeline - 1, 9}
 	if _, err := loser.Export(ctx, r); err == nil || !strings.Contains(err.Error(), "timeline 9") {
 		t.Errorf("exported: %v", err)
 	}

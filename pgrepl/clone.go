@@ -72,18 +72,15 @@ func (s *Server) clone(ctx context.Context, from Upstream, progress func(string)
 	return s.prune()
 }
 
-// copyApp is the application_name of a base backup. With a slot it confirms what
-// it has flushed, and under the node's name that would count for commits.
+// copyApp is the application_name of a base backup. Through its slot it confirms
+// what it has flushed, and under the node's name that would count for commits.
 const copyApp = "understudy clone"
 
 // copyFrom takes the base backup into temp and makes it a standby, durably.
 func (s *Server) copyFrom(ctx context.Context, from Upstream, temp string, src source, progress func(string)) error {
 	progress(fmt.Sprintf("copying %s from %s", bytes(src.size), from))
 	argv := []string{s.bin("pg_basebackup"), "--pgdata=" + temp, "--dbname=" + s.conninfo(from, setting{"application_name", copyApp}),
-		"--wal-method=stream", "--checkpoint=fast", "--progress", "--no-password"}
-	if slot := s.slotAt(from); slot != "" {
-		argv = append(argv, "--slot="+slot)
-	}
+		"--wal-method=stream", "--slot=" + SlotName(from.Tenure, s.NodeName), "--checkpoint=fast", "--progress", "--no-password"}
 	_, err := s.run.Run(ctx, command.Op{
 		Label: "copy the database", Argv: argv,
 		Env:  []string{"PGOPTIONS=-c statement_timeout=0 -c wal_sender_timeout=60s"},

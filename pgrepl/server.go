@@ -107,7 +107,7 @@ type Upstream struct {
 	Name     string // node name
 	Address  string // IP; its certificate must be for it
 	Port     int
-	Tenure   cluster.Tenure // of the slot there to read through; empty: none is
+	Tenure   cluster.Tenure // of the slot there to read through; never empty
 	SystemID string         // expected system identifier; empty: not checked
 }
 

@@ -44,15 +44,7 @@ func (s *Server) follow(ctx context.Context, up Upstream) error {
 }
 
 func (s *Server) point(d *dynamic, up Upstream) {
-	d.conninfo, d.slot, d.standbys = s.conninfo(up), s.slotAt(up), standbyNames(lockedQuorum)
-}
-
-// slotAt is the slot to read through; empty: none.
-func (s *Server) slotAt(up Upstream) string {
-	if up.Tenure == "" {
-		return ""
-	}
-	return SlotName(up.Tenure, s.NodeName)
+	d.conninfo, d.slot, d.standbys = s.conninfo(up), SlotName(up.Tenure, s.NodeName), standbyNames(lockedQuorum)
 }
 
 // Detach stops the standby from receiving WAL and returns its final position:

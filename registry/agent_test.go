@@ -2,11 +2,14 @@ package registry_test
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/understudy-ha/understudy/certs"
 	"github.com/understudy-ha/understudy/cluster"
@@ -91,7 +94,10 @@ func TestAgentConfigKeepsPromises(t *testing.T) {
 		BootstrapExpect  int    `json:"bootstrap_expect"`
 		LeaveOnTerminate *bool  `json:"leave_on_terminate"`
 		SessionTTLMin    string `json:"session_ttl_min"`
-		Autopilot        struct {
+		Performance      struct {
+			Hold string `json:"rpc_hold_timeout"`
+		}
+		Autopilot struct {
 			Cleanup *bool `json:"cleanup_dead_servers"`
 		}
 		Ports struct{ HTTP, HTTPS, DNS, GRPC int }
@@ -106,6 +112,10 @@ func TestAgentConfigKeepsPromises(t *testing.T) {
 		}
 	}
 	check(t, json.Unmarshal(text, &got))
+	hold, err := time.ParseDuration(got.Performance.Hold)
+	check(t, err)
+	// With check_ttl_multiplier 1.
+	shortest := slices.Min(slices.Collect(maps.Values(cluster.Checks())))
 	no := func(b *bool) bool { return b != nil && !*b }
 	for what, kept := range map[string]bool{
 		"the API is for this host alone":    got.ClientAddr == "127.0.0.1" && c.APIAddress() == "127.0.0.1:8500",
@@ -116,6 +126,7 @@ func TestAgentConfigKeepsPromises(t *testing.T) {
 		"a dead server stays a member":      no(got.Autopilot.Cleanup),
 		"sessions may end within seconds":   got.SessionTTLMin == "1s",
 		"the first node waits for nobody":   got.BootstrapExpect == 1,
+		"no check ends in a mere election":  hold > 0 && hold < shortest,
 	} {
 		if !kept {
 			t.Errorf("broken: %s:\n%s", what, text)

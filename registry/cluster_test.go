@@ -90,65 +90,13 @@ func TestThreeServersWithTLS(t *testing.T) {
 	}
 
 	t.Run("a stranger is refused", func(t *testing.T) { strangerIsRefused(t, n1) })
-	t.Run("leadership moves", func(t *testing.T) {
-		check(t, c1.TransferRaftLeader(ctx, "n2"))
-		await(t, "n2 leads", func() bool { who, ok, _ := c3.RaftLeader(ctx); return ok && who == "n2" })
-		for _, c := range []*registry.Client{c1, c3} {
-			since := time.Now()
-			await(t, "n2 is heard from then on", func() bool { heard, err := c.LeaderHeard(ctx); return err == nil && heard.After(since) })
-		}
-		check(t, c1.TransferRaftLeader(ctx, "n2"))
-		want(t, c1.TransferRaftLeader(ctx, "n9"), registry.ErrUnknownServer)
-	})
+	t.Run("leadership moves", func(t *testing.T) { leadershipMoves(ctx, t, c1, c3) })
 	t.Run("a failed check frees the lock for the others", func(t *testing.T) { checkFreesLock(ctx, t, c1, c3) })
 	t.Run("the lock outlives a restart of the agent", func(t *testing.T) { lockOutlivesAgent(ctx, t, n1, c1, c2) })
 	t.Run("the lock outlives the Raft leader", func(t *testing.T) { lockOutlivesRaftLeader(ctx, t, n2, c1, c3) })
 	t.Run("a lost member is joined anew", func(t *testing.T) { lostIsJoined(ctx, t, n3, c1) })
-	t.Run("a member is removed", func(t *testing.T) {
-		n3.Kill()
-		start := time.Now()
-		// It may have been the Raft leader: then there is none for a while.
-		await(t, "n3 is removed", func() bool { return c1.RemovePeer(ctx, "n3") == nil })
-		t.Logf("removal of a server: %s", time.Since(start))
-		check(t, c1.RemovePeer(ctx, "n3"))
-		servers, err := c1.Servers(ctx)
-		check(t, err)
-		health, err := c1.Health(ctx)
-		check(t, err)
-		if len(servers) != 2 || len(health) != 2 {
-			t.Errorf("left: %+v, health of %d nodes", servers, len(health))
-		}
-	})
-	t.Run("without a majority", func(t *testing.T) {
-		w := watch(t, c1)
-		next(t, "first view", w.views)
-		n2.Kill()
-		await(t, "n1 has no leader", func() bool { _, ok, err := c1.RaftLeader(ctx); return !ok && err == nil })
-		gone := time.Now()
-		heard, err := c1.LeaderHeard(ctx)
-		check(t, err)
-		if heard.After(gone) {
-			t.Errorf("a leader was heard %s after it was gone", heard.Sub(gone))
-		}
-		// Consul holds a request for a while in the hope of a leader, on a busy
-		// machine for longer than this client waits.
-		await(t, "a read says that there is no leader", func() bool {
-			_, err := c1.View(ctx)
-			if err == nil {
-				t.Fatal("read without a leader")
-			}
-			return errors.Is(err, registry.ErrNoLeader)
-		})
-		check(t, c1.Post(ctx, cluster.CheckAnswer, true, "posted without a leader"))
-		again, err := c1.LeaderHeard(ctx)
-		check(t, err)
-		if again.After(gone) {
-			t.Errorf("a leader was heard %s after it was gone", again.Sub(gone))
-		}
-		await(t, "the watch says that there is no leader", func() bool {
-			return errors.Is(next(t, "the watch notices", w.failures), registry.ErrNoLeader)
-		})
-	})
+	t.Run("a member is removed", func(t *testing.T) { memberIsRemoved(ctx, t, n3, c1) })
+	t.Run("without a majority", func(t *testing.T) { withoutMajority(ctx, t, n2, c1) })
 }
 
 func strangerIsRefused(t *testing.T, n *member) {
@@ -170,6 +118,17 @@ func strangerIsRefused(t *testing.T, n *member) {
 	if _, err := c.View(t.Context()); err == nil {
 		t.Error("a certificate of another CA was let in")
 	}
+}
+
+func leadershipMoves(ctx context.Context, t *testing.T, c1, c3 *registry.Client) {
+	check(t, c1.TransferRaftLeader(ctx, "n2"))
+	await(t, "n2 leads", func() bool { who, ok, _ := c3.RaftLeader(ctx); return ok && who == "n2" })
+	for _, c := range []*registry.Client{c1, c3} {
+		since := time.Now()
+		await(t, "n2 is heard from then on", func() bool { heard, err := c.LeaderHeard(ctx); return err == nil && heard.After(since) })
+	}
+	check(t, c1.TransferRaftLeader(ctx, "n2"))
+	want(t, c1.TransferRaftLeader(ctx, "n9"), registry.ErrUnknownServer)
 }
 
 // boundTo registers a check with the agent of c and waits until all know it.
@@ -268,4 +227,52 @@ func lostIsJoined(ctx context.Context, t *testing.T, m *member, other *registry.
 	conf.Join = []string{"127.10.1.99"}
 	m.Server = registrytest.StartWith(t, conf)
 	await(t, m.name+" is a member again", func() bool { return other.JoinMember(ctx, conf.Address) == nil && !lost() })
+}
+
+func memberIsRemoved(ctx context.Context, t *testing.T, n3 *member, c1 *registry.Client) {
+	n3.Kill()
+	start := time.Now()
+	// It may have been the Raft leader: then there is none for a while.
+	await(t, "n3 is removed", func() bool { return c1.RemovePeer(ctx, "n3") == nil })
+	t.Logf("removal of a server: %s", time.Since(start))
+	check(t, c1.RemovePeer(ctx, "n3"))
+	servers, err := c1.Servers(ctx)
+	check(t, err)
+	health, err := c1.Health(ctx)
+	check(t, err)
+	if len(servers) != 2 || len(health) != 2 {
+		t.Errorf("left: %+v, health of %d nodes", servers, len(health))
+	}
+}
+
+// withoutMajority takes the second of two servers down.
+func withoutMajority(ctx context.Context, t *testing.T, n2 *member, c1 *registry.Client) {
+	w := watch(t, c1)
+	next(t, "first view", w.views)
+	n2.Kill()
+	await(t, "n1 has no leader", func() bool { _, ok, err := c1.RaftLeader(ctx); return !ok && err == nil })
+	gone := time.Now()
+	heard, err := c1.LeaderHeard(ctx)
+	check(t, err)
+	if heard.After(gone) {
+		t.Errorf("a leader was heard %s after it was gone", heard.Sub(gone))
+	}
+	// Consul holds a request for a while in the hope of a leader, on a busy
+	// machine for longer than this client waits.
+	await(t, "a read says that there is no leader", func() bool {
+		_, err := c1.View(ctx)
+		if err == nil {
+			t.Fatal("read without a leader")
+		}
+		return errors.Is(err, registry.ErrNoLeader)
+	})
+	check(t, c1.Post(ctx, cluster.CheckAnswer, true, "posted without a leader"))
+	again, err := c1.LeaderHeard(ctx)
+	check(t, err)
+	if again.After(gone) {
+		t.Errorf("a leader was heard %s after it was gone", again.Sub(gone))
+	}
+	await(t, "the watch says that there is no leader", func() bool {
+		return errors.Is(next(t, "the watch notices", w.failures), registry.ErrNoLeader)
+	})
 }
