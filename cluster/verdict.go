@@ -90,6 +90,7 @@ type Judgement struct {
 	with   time.Time // until when the node may have been with the majority
 	fallen bool      // was in the minority, and not in the majority since
 	healed time.Time // while fallen: since when most managers answer again
+	back   time.Time // since when something outside answers a node that was isolated
 }
 
 // Judge decides where a node stands, from what it observed and from the
@@ -210,6 +211,21 @@ func (j Judgement) outside(c Connectivity, before Judgement, alone bool, reason 
 		return j.as(before.Verdict, before.Reason)
 	case alone && c.Asking && !c.reachesOutside():
 		return j.as(Undecided, reason+"; not known yet is "+c.outsideNames())
+	}
+	return j.backFrom(c, before, reason)
+}
+
+// backFrom is the verdict of a node that is not isolated, or not any more. What
+// ended the isolation may have brought the managers back too: they are probed anew
+// before the node counts as in the minority, and serves.
+func (j Judgement) backFrom(c Connectivity, before Judgement, reason string) Judgement {
+	j.back = before.back
+	if before.Verdict == Isolated {
+		j.back = j.at
+	}
+	if before.Verdict != Minority && !j.back.IsZero() && j.at.Sub(j.back) <= c.Fresh {
+		j.Due = j.back.Add(c.Fresh)
+		return j.as(Undecided, reason+"; something outside answers again, and the managers are probed anew")
 	}
 	return j.as(Minority, reason)
 }

@@ -184,6 +184,34 @@ func TestJudgeHealing(t *testing.T) {
 	}
 }
 
+// What lies outside may answer before the managers do when a cut is mended: a node
+// that was isolated does not serve in between.
+func TestJudgeAfterIsolation(t *testing.T) {
+	c, j := cutOffTrio()
+	c.Outside = []Outside{{"gateway 10.0.0.1", No}}
+	for _, step := range []struct {
+		d       time.Duration
+		outside Tri
+		want    Verdict
+	}{
+		{0, No, Isolated},
+		{1 * time.Second, Yes, Undecided},
+		{2 * time.Second, No, Isolated},
+		{3 * time.Second, Yes, Undecided},
+		{4 * time.Second, Yes, Undecided},
+		{5 * time.Second, Yes, Undecided},
+		{5*time.Second + 1, Yes, Minority}, // all were probed since
+		{6 * time.Second, Yes, Minority},
+	} {
+		now := noon.Add(step.d)
+		c.Outside[0].Reached = step.outside
+		c.Contacts["node2"], c.Contacts["node3"] = unheard(ProbeSilent, now), unheard(ProbeSilent, now)
+		if j = c.Judge(now, after, j); j.Verdict != step.want {
+			t.Fatalf("at %s: got %s (%s), want %s", step.d, j.Verdict, j.Reason, step.want)
+		}
+	}
+}
+
 // worse orders the verdicts; a better input never gives a worse verdict.
 var worse = []Verdict{Majority, Undecided, Minority, Isolated}
 

@@ -38,15 +38,16 @@ func (c *Client) RaftLeader(ctx context.Context) (node string, ok bool, err erro
 }
 
 // LeaderHeard tells when Consul's leader last reached the local server, which speaks
-// of that leader for seconds after it has gone. It answers without a leader too.
-func (c *Client) LeaderHeard(ctx context.Context) (time.Time, error) {
+// of that leader for seconds after it has gone. It answers without a leader too, and
+// then known is false.
+func (c *Client) LeaderHeard(ctx context.Context) (at time.Time, known bool, err error) {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
 	_, meta, err := c.api.KV().Get(keyCluster, (&api.QueryOptions{AllowStale: true}).WithContext(ctx))
 	if err != nil {
-		return time.Time{}, failed("read when Consul's leader was heard", err)
+		return time.Time{}, false, failed("read when Consul's leader was heard", err)
 	}
-	return time.Now().Add(-meta.LastContact), nil
+	return time.Now().Add(-meta.LastContact), meta.KnownLeader, nil
 }
 
 // Servers lists the Raft configuration, as the leader knows it.

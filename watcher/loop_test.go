@@ -53,13 +53,14 @@ func (n *network) Leader(context.Context) (string, bool, error) {
 	return n.leader, n.leader != "" && n.agent == nil, n.agent
 }
 
-func (n *network) LeaderHeard(context.Context) (time.Time, error) {
+func (n *network) LeaderHeard(context.Context) (time.Time, bool, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	known := n.leader != "" && n.agent == nil
 	if n.heard.IsZero() {
-		return time.Now(), n.agent
+		return time.Now(), known, n.agent
 	}
-	return n.heard, n.agent
+	return n.heard, known, n.agent
 }
 
 func (n *network) Transfer(_ context.Context, to string) error {

@@ -81,21 +81,21 @@ func (w *watcher) start(ctx context.Context, what string, limit time.Duration, c
 }
 
 func (w *watcher) askRaft(ctx context.Context) {
-	node, ok, err := w.Raft.Leader(ctx)
-	seen := raftSeen{has: cluster.TriOf(ok), node: node, at: time.Now()}
+	heard, known, err := w.Raft.LeaderHeard(ctx)
+	seen := raftSeen{has: cluster.TriOf(known), at: time.Now(), heard: heard}
 	if err != nil {
-		seen.has, seen.node = cluster.Unknown, ""
+		seen.has = cluster.Unknown
 		w.Logger.Debug("the local Consul agent cannot be asked for a leader", "error", err)
-	}
-	heard := w.raft.heard
-	if ok {
-		if heard, err = w.Raft.LeaderHeard(ctx); err != nil {
-			heard = time.Now() // it may have been
+	} else if known && w.isActive() {
+		if seen.node, _, err = w.Raft.Leader(ctx); err != nil {
+			w.Logger.Debug("who leads Consul is not known", "error", err)
 		}
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	seen.heard = heard
+	if seen.has != cluster.Yes {
+		seen.heard = w.raft.heard
+	}
 	seen.from = w.raft.from
 	if seen.node != w.raft.node || seen.has != w.raft.has {
 		seen.from = seen.at

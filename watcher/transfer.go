@@ -93,6 +93,13 @@ func (w *watcher) move(now time.Time) (to string) {
 	return to
 }
 
+// isActive says whether this node is, or is to be, the active one.
+func (w *watcher) isActive() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.active.self
+}
+
 func latest(a, b time.Time) time.Time {
 	if a.After(b) {
 		return a

@@ -26,12 +26,12 @@ type Prober interface {
 
 // Raft tells of Consul's own leader and moves it.
 type Raft interface {
-	// Leader asks the local agent. ok is false if the agent knows of no
-	// leader; an error means that the agent gave no sensible answer.
+	// LeaderHeard asks the local agent when the leader last reached its server.
+	// known is false if the agent knows of no leader; it knows of one for a while
+	// after that has gone. An error means that it gave no sensible answer.
+	LeaderHeard(ctx context.Context) (at time.Time, known bool, err error)
+	// Leader names the node whose server leads; ok is false if there is none.
 	Leader(ctx context.Context) (node string, ok bool, err error)
-	// LeaderHeard tells when that leader last reached the agent's server; the
-	// agent knows of it for a while after it has gone.
-	LeaderHeard(ctx context.Context) (time.Time, error)
 	// Transfer hands the leadership to the server on a node.
 	Transfer(ctx context.Context, toNode string) error
 }
@@ -121,7 +121,7 @@ type watcher struct {
 // raftSeen is the latest answer about Consul's leader.
 type raftSeen struct {
 	has  cluster.Tri
-	node string
+	node string // asked for on the active node alone
 	at   time.Time
 	from time.Time // since when it has been this node
 

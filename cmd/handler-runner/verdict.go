@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"os"
 	"time"
 
 	"github.com/understudy-ha/understudy/cluster"
@@ -11,19 +12,26 @@ import (
 // at which the driver looks around anyway.
 const verdictEvery = 100 * time.Millisecond
 
-// noticeVerdicts calls back when the watcher's verdict has changed, until ctx ends.
-// When this node is found to be cut off, the registry is to be read anew.
-func (a *adapters) noticeVerdicts(ctx context.Context, read func() cluster.VerdictReport, changed func()) error {
+// noticeVerdicts calls back when the watcher has written another verdict, until ctx
+// ends. When this node is found to be cut off, the registry is to be read anew.
+func (a *adapters) noticeVerdicts(ctx context.Context, changed func()) error {
 	tick := time.NewTicker(verdictEvery)
 	defer tick.Stop()
-	before := read().Verdict
+	file := a.host.Layout.Verdict()
+	before := cluster.VerdictUnknown
+	var seen os.FileInfo
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
-		v := read().Verdict
+		now, err := os.Stat(file)
+		if err != nil || seen != nil && os.SameFile(seen, now) && seen.ModTime().Equal(now.ModTime()) {
+			continue
+		}
+		seen = now
+		v := a.host.Verdict().Verdict
 		if v == before {
 			continue
 		}

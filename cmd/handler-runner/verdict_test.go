@@ -4,43 +4,42 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/understudy-ha/understudy/cluster"
+	"github.com/understudy-ha/understudy/config"
+	"github.com/understudy-ha/understudy/node"
+	"github.com/understudy-ha/understudy/statefile"
 )
 
 // Every change of the verdict is noticed, and that it is written anew is not.
 func TestNoticeVerdicts(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		var verdict atomic.Value
-		verdict.Store(cluster.Majority)
-		noticed, ended := 0, make(chan error)
-		a := &adapters{cutOff: make(chan struct{}, 1)}
-		go func() {
-			ended <- a.noticeVerdicts(ctx, func() cluster.VerdictReport {
-				return cluster.VerdictReport{Verdict: verdict.Load().(cluster.Verdict), At: time.Now()}
-			}, func() { noticed++ })
-		}()
-		for i, v := range []cluster.Verdict{cluster.Majority, cluster.Undecided, cluster.Minority, cluster.VerdictUnknown} {
-			verdict.Store(v)
-			time.Sleep(time.Second)
-			synctest.Wait()
-			if noticed != i {
-				t.Errorf("noticed %d changes when it is %q, want %d", noticed, v, i)
-			}
+	ctx, cancel := context.WithCancel(t.Context())
+	a := &adapters{host: &node.Host{Layout: config.Layout{Run: t.TempDir()}}, cutOff: make(chan struct{}, 1)}
+	write := func(v cluster.Verdict) {
+		t.Helper()
+		if err := statefile.Write(a.host.Layout.Verdict(), cluster.VerdictReport{Verdict: v, At: time.Now()}); err != nil {
+			t.Fatal(err)
 		}
-		if len(a.cutOff) != 1 {
-			t.Error("the registry is not read anew")
+	}
+	noticed, ended := make(chan cluster.Verdict, 10), make(chan error)
+	go func() { ended <- a.noticeVerdicts(ctx, func() { noticed <- a.host.Verdict().Verdict }) }()
+	for _, v := range []cluster.Verdict{cluster.Majority, cluster.Undecided, cluster.Minority, cluster.Majority} {
+		write(v)
+		if got := <-noticed; got != v {
+			t.Errorf("noticed %q, want %q", got, v)
 		}
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	})
+		write(v)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if len(noticed) > 0 || len(a.cutOff) != 1 {
+		t.Errorf("%d more changes noticed, read anew: %d", len(noticed), len(a.cutOff))
+	}
 }
 
 // A node that is found to be cut off takes what it had read for old, and reads anew.
