@@ -138,7 +138,7 @@ func (h *Handler) fence(ctx context.Context, within time.Duration) error {
 }
 
 // follow points PostgreSQL at the node that holds the lock for the epoch in
-// force. It waits for that node to hold it, because only then has it made the
+// force. It waits for that node to hold it, because only then does it make the
 // slot. Who held it when the registry was last heard may serve a part meanwhile.
 func (h *Handler) follow(ctx context.Context, o cluster.Observation) error {
 	l := o.View.Leader

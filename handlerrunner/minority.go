@@ -316,8 +316,9 @@ func (h *Handler) detach(ctx context.Context) (cluster.Position, error) {
 	return h.Replication.Detach(ctx)
 }
 
-// promotePart ends recovery, from a timeline on. Clients that read here may write from then on; the
-// side that is written down before tells that what they write is this node's.
+// promotePart ends recovery, from a timeline on. Clients that read here may write
+// from then on; the side that is written down before tells that what they write is
+// this node's.
 func (h *Handler) promotePart(ctx context.Context, view cluster.View, side cluster.Side, on cluster.Timeline) error {
 	if err := h.Replication.Slots(ctx, side.Tenure(), h.others(view)); err != nil {
 		return err

@@ -21,7 +21,7 @@ const (
 )
 
 // promote makes this node the active one, for the epoch that it is named for:
-// slots, lock and quorum, end of recovery, standbys caught up, sync set published,
+// lock, slots and quorum, end of recovery, standbys caught up, sync set published,
 // gate opened. Clients are kept out until what they will read is as safe as
 // what they will write (trap 32).
 func (h *Handler) promote(ctx context.Context) error {
@@ -35,23 +35,17 @@ func (h *Handler) promote(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, view.Options(h.Node).Stretch(promoteWithin))
 	defer cancel()
 	others := h.others(view)
-	if err := h.Replication.Slots(ctx, epoch.Tenure(), others); err != nil {
-		return fmt.Errorf("promote: %w", err)
-	}
 	mode := view.SyncMode()
 	want := cluster.Desired(mode, len(view.Managers()), others)
 	var lease Lease
-	ready, both := errgroup.WithContext(ctx)
+	ready, all := errgroup.WithContext(ctx)
 	ready.Go(func() (err error) {
-		lease, err = h.takeLock(both, leader)
+		lease, err = h.takeLock(all, leader)
 		return err
 	})
-	ready.Go(func() error {
-		if err := h.Postgres.SetQuorum(both, want); err != nil {
-			return err
-		}
-		return h.Postgres.Gate(both, false)
-	})
+	ready.Go(func() error { return h.Replication.Slots(all, epoch.Tenure(), others) })
+	ready.Go(func() error { return h.Postgres.SetQuorum(all, want) })
+	ready.Go(func() error { return h.Postgres.Gate(all, false) })
 	if err := ready.Wait(); err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
@@ -67,19 +61,20 @@ func (h *Handler) promote(ctx context.Context) error {
 	h.Journal.Write(cluster.EventPromoted, epoch, fmt.Sprintf("%s ended recovery at %s", h.Node, start), start)
 	leader.Timeline = start.Timeline
 	var quorum cluster.Quorum
-	gathered, both := errgroup.WithContext(ctx)
+	gathered, all := errgroup.WithContext(ctx)
 	gathered.Go(func() (err error) {
-		quorum, err = h.gather(both, mode, want, start, func() error { return h.offer(both, lease, leader) })
+		quorum, err = h.gather(all, mode, want, start, func() error { return h.offer(all, lease, leader) })
 		return err
 	})
 	gathered.Go(func() error {
-		h.keepChanges(both, 0)
+		h.keepChanges(all, 0)
 		return h.open(start.Timeline)
 	})
+	gathered.Go(func() (err error) { // only the holder of the lock writes the sync key
+		view, err = h.Store.View(all)
+		return err
+	})
 	if err := gathered.Wait(); err != nil {
-		return fmt.Errorf("promote: %w", err)
-	}
-	if view, err = h.Store.View(ctx); err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
 	if err := h.publish(ctx, view, cluster.SyncSet{Epoch: epoch, Leader: h.Node, Members: quorum.Members, K: quorum.K}); err != nil {

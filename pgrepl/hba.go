@@ -84,7 +84,7 @@ func (s *Server) admit(ctx context.Context, open bool) error {
 	if err := s.writeAdmission(open); err != nil {
 		return err
 	}
-	changed, err := s.change(ctx, func(*dynamic) {})
+	changed, err := s.change(ctx, func(d *dynamic) { d.generation++ }) // or else it might read nothing
 	if err != nil {
 		return err
 	}

@@ -22,7 +22,8 @@ func (s *Server) readDynamic() (dynamic, error) {
 	return parseDynamic(string(text)), nil
 }
 
-// pending is a change of the configuration that was ordered.
+// pending is a change of the configuration that was ordered. The zero value is one
+// that is in effect already.
 type pending struct {
 	generation int
 	synced     <-chan error // gets the answer of the disk
@@ -31,7 +32,13 @@ type pending struct {
 // change writes the dynamic configuration and tells the server to read it. Until
 // inEffect has returned it may not have. When there is no server the file is
 // written all the same and the error wraps ErrNotRunning.
+//
+// What a server has in effect already is not read again: in an election every
+// standby is told the same by all others, while writes wait.
 func (s *Server) change(ctx context.Context, edit func(*dynamic)) (pending, error) {
+	if s.has(edit) && s.sql(ctx, "select") == nil {
+		return pending{}, nil
+	}
 	generation, sync, err := s.edit(edit)
 	if err != nil {
 		return pending{}, err
@@ -46,6 +53,16 @@ func (s *Server) change(ctx context.Context, edit func(*dynamic)) (pending, erro
 	return pending{generation, synced}, nil
 }
 
+// has says that an edit would change nothing of what was seen in effect.
+func (s *Server) has(edit func(*dynamic)) bool {
+	s.conf.Lock()
+	defer s.conf.Unlock()
+	d, err := s.readDynamic()
+	after := d
+	edit(&after)
+	return err == nil && after == d && d.generation == s.taken && s.checkOverridden() == nil
+}
+
 func (s *Server) edit(edit func(*dynamic)) (generation int, sync func() error, err error) {
 	s.conf.Lock()
 	defer s.conf.Unlock()
@@ -56,8 +73,8 @@ func (s *Server) edit(edit func(*dynamic)) (generation int, sync func() error, e
 	if err != nil {
 		return 0, nil, err
 	}
-	edit(&d)
 	d.generation++
+	edit(&d)
 	sync, err = s.replaceFile(s.dynamicFile(), d.text(), 0o640)
 	return d.generation, sync, err
 }
@@ -67,6 +84,9 @@ func (s *Server) edit(edit func(*dynamic)) (generation int, sync func() error, e
 // begins after the postmaster has read it shows its generation, and by then every
 // process of the server has been told.
 func (s *Server) inEffect(ctx context.Context, p pending) error {
+	if p == (pending{}) {
+		return nil
+	}
 	err := poll(ctx, pollEvery, func() (bool, error) {
 		c, err := s.connect(ctx)
 		if err != nil {
@@ -85,6 +105,11 @@ func (s *Server) inEffect(ctx context.Context, p pending) error {
 	}
 	select {
 	case err := <-p.synced:
+		if err == nil {
+			s.conf.Lock()
+			s.taken = max(s.taken, p.generation)
+			s.conf.Unlock()
+		}
 		return err
 	case <-ctx.Done():
 		return ctx.Err()

@@ -99,7 +99,8 @@ type Server struct {
 	pool  pool // admin connections over the socket
 	ident pool // replication connections, for IDENTIFY_SYSTEM
 
-	conf sync.Mutex // held while a file of the configuration is changed
+	conf  sync.Mutex // held while a file of the configuration is changed
+	taken int        // generation that was seen in effect; guarded by conf
 }
 
 // Upstream is a server to replicate from.

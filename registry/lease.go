@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/consul/api"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/understudy-ha/understudy/cluster"
 )
@@ -70,8 +71,14 @@ const lockDelay = time.Millisecond
 // the same step; otherwise the error wraps ErrSuperseded. Other refusals wrap
 // ErrHeld or ErrCheckFailing. A refused or failed attempt leaves no session.
 func (c *Client) Acquire(ctx context.Context, value cluster.Leader, spec SessionSpec) (*Lease, error) {
-	assigned, err := c.assigned(ctx, value)
-	if err != nil {
+	var assigned *api.KVTxnOp
+	before, both := errgroup.WithContext(ctx) // writes wait for this
+	before.Go(func() (err error) {
+		assigned, err = c.assigned(both, value)
+		return err
+	})
+	before.Go(func() error { return c.allPass(both, spec.Checks) })
+	if err := before.Wait(); err != nil {
 		return nil, err
 	}
 	id, err := c.createSession(ctx, spec)
@@ -130,9 +137,6 @@ func (c *Client) assigned(ctx context.Context, value cluster.Leader) (*api.KVTxn
 func (c *Client) createSession(ctx context.Context, spec SessionSpec) (string, error) {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
-	if err := c.allPass(ctx, spec.Checks); err != nil {
-		return "", fmt.Errorf("create session: %w", err)
-	}
 	checks := []api.ServiceCheck{}
 	for _, check := range spec.Checks {
 		checks = append(checks, api.ServiceCheck{ID: check.ID()})
@@ -158,13 +162,15 @@ func (c *Client) createSession(ctx context.Context, spec SessionSpec) (string, e
 // knows all of them as not critical. What the agent could not tell the servers
 // while these had no leader, it tells them later, and that would end the session.
 func (c *Client) allPass(ctx context.Context, checks []cluster.Check) error {
+	ctx, cancel := c.bound(ctx)
+	defer cancel()
 	known, err := c.api.Agent().ChecksWithFilterOpts("", (&api.QueryOptions{}).WithContext(ctx))
 	if err != nil {
 		return failed("ask the agent for its checks", err)
 	}
 	for _, check := range checks {
 		if now, ok := known[check.ID()]; !ok || now.Status == api.HealthCritical {
-			return fmt.Errorf("%w: %s, as the agent knows it", ErrCheckFailing, check.ID())
+			return fmt.Errorf("create session: %w: %s, as the agent knows it", ErrCheckFailing, check.ID())
 		}
 	}
 	return nil
