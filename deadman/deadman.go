@@ -19,8 +19,12 @@ import (
 // memory, such as /run: it says nothing after a boot.
 type Switch string
 
-// look is how often Watch looks at the switch.
-const look = 50 * time.Millisecond
+// Watch looks at the switch when it may be time to act, and lookEvery at the latest;
+// but not sooner than again, while act fails.
+const (
+	lookEvery = 250 * time.Millisecond
+	again     = 50 * time.Millisecond
+)
 
 // size of the file: a time since boot in nanoseconds.
 const size = 8
@@ -54,19 +58,23 @@ func (s Switch) Release() error {
 // releases it when act has worked; else act is called again. It returns when ctx
 // ends.
 func (s Switch) Watch(ctx context.Context, grace time.Duration, act func(context.Context) error) {
-	tick := time.NewTicker(look)
-	defer tick.Stop()
-	for {
+	for wait := time.Duration(0); ; {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-time.After(wait):
 		}
+		wait = lookEvery
 		until, held, err := s.read()
 		now, clockErr := sinceBoot()
-		if err != nil || clockErr != nil || !held || now < until+grace {
+		if err != nil || clockErr != nil || !held {
 			continue
 		}
+		if left := until + grace - now; left > 0 {
+			wait = min(left, lookEvery)
+			continue
+		}
+		wait = again
 		if act(ctx) == nil {
 			_ = s.Release() // what stays is acted on once more
 		}
