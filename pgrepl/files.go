@@ -52,6 +52,14 @@ func (s *Server) writeFile(file, text string, mode os.FileMode) error {
 	return sync()
 }
 
+// refreshFile is writeFile that leaves a file alone which has that text.
+func (s *Server) refreshFile(file, text string, mode os.FileMode) error {
+	if now, err := os.ReadFile(file); err == nil && string(now) == text {
+		return nil
+	}
+	return s.writeFile(file, text, mode)
+}
+
 // syncPath makes the entries of a folder, or the content of a file, durable.
 func syncPath(path string) error {
 	f, err := os.Open(path)

@@ -106,7 +106,7 @@ func (s *Server) writeAdmission(open bool) error {
 	if err != nil {
 		return err
 	}
-	if err := s.writeFile(s.own("pg_ident.conf"), s.identText(ident), 0o640); err != nil {
+	if err := s.refreshFile(s.own("pg_ident.conf"), s.identText(ident), 0o640); err != nil {
 		return err
 	}
 	return s.writeFile(s.own("pg_hba.conf"), s.hba(open, hba), 0o640)
