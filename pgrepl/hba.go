@@ -2,6 +2,7 @@ package pgrepl
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -79,37 +80,41 @@ func (s *Server) Gate(ctx context.Context, open bool) error {
 	return nil
 }
 
-// admit writes the rules and waits until they are in effect.
+// admit writes the rules and waits until they are in effect, and durable.
 func (s *Server) admit(ctx context.Context, open bool) error {
-	if err := s.writeAdmission(open); err != nil {
-		return err
-	}
-	changed, err := s.change(ctx, func(d *dynamic) { d.generation++ }) // or else it might read nothing
+	sync, err := s.writeAdmission(open)
 	if err != nil {
 		return err
 	}
-	return s.inEffect(ctx, changed)
+	synced := make(chan error, 1)
+	go func() { synced <- sync() }()
+	changed, err := s.change(ctx, func(d *dynamic) { d.generation++ }) // or else it might read nothing
+	if err == nil {
+		err = s.inEffect(ctx, changed)
+	}
+	return errors.Join(err, <-synced)
 }
 
-func (s *Server) writeAdmission(open bool) error {
+// writeAdmission writes the rules. They are durable when sync has been called.
+func (s *Server) writeAdmission(open bool) (sync func() error, err error) {
 	s.conf.Lock()
 	defer s.conf.Unlock()
 	from, err := s.readOriginals()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	hba, err := readOptional(from.HBA)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	ident, err := readOptional(from.Ident)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := s.refreshFile(s.own("pg_ident.conf"), s.identText(ident), 0o640); err != nil {
-		return err
+		return nil, err
 	}
-	return s.writeFile(s.own("pg_hba.conf"), s.hba(open, hba), 0o640)
+	return s.replaceFile(s.own("pg_hba.conf"), s.hba(open, hba), 0o640)
 }
 
 func readOptional(file string) (string, error) {

@@ -68,7 +68,11 @@ func (s *Server) prepare(ctx context.Context) error {
 		}
 	}
 	open, _ := s.gateFile() // none yet: closed
-	if err := s.writeAdmission(open); err != nil {
+	sync, err := s.writeAdmission(open)
+	if err == nil {
+		err = sync()
+	}
+	if err != nil {
 		return err
 	}
 	if !exists(s.dynamicFile()) {
