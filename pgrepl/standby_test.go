@@ -1,8 +1,11 @@
 package pgrepl_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -31,8 +34,14 @@ func TestDetach(t *testing.T) {
 	t.Logf("detached from a primary that writes in %v", time.Since(began))
 	end := a.Observe(ctx).Position.LSN
 	await(t, "the primary has written more", func() bool { return a.Observe(ctx).Position.LSN > end+1000 })
+	conf := filepath.Join(filepath.Dir(b.ConfigFile), "conf.d", "understudy-dynamic.conf")
+	before, err := os.ReadFile(conf)
+	must(t, err)
 	if again, err := b.Detach(ctx); err != nil || again != at {
 		t.Errorf("first at %v, then at %v: %v", at, again, err)
+	}
+	if after, err := os.ReadFile(conf); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("a standby that is detached is told so again: %s, %v", after, err)
 	}
 	o := b.Observe(ctx)
 	if o.Position != at || o.Receiver != "" || o.Upstream != "" {

@@ -115,15 +115,18 @@ func (n *node) boot() {
 	if err := n.guard.Start(); err != nil {
 		n.t.Fatal(err)
 	}
-	n.eventually("the init answers", func() bool {
+	n.eventually("the init answers, and its record is there", func() bool {
 		_, err := n.States(n.t.Context())
-		return err == nil
+		r, unread := statefile.Read[supervisor.Record](n.recordFile())
+		return err == nil && unread == nil && r.Guard.PID == n.guard.Process.Pid
 	})
 }
 
+func (n *node) recordFile() string { return filepath.Join(n.dir, "run/init.json") }
+
 func (n *node) record() supervisor.Record {
 	n.t.Helper()
-	r, err := statefile.Read[supervisor.Record](filepath.Join(n.dir, "run/init.json"))
+	r, err := statefile.Read[supervisor.Record](n.recordFile())
 	if err != nil {
 		n.t.Fatal(err)
 	}
