@@ -103,6 +103,17 @@ func (n *node) write(name, text string) {
 // boot starts the guard and waits for the init to answer.
 func (n *node) boot() {
 	n.t.Helper()
+	n.launch()
+	n.eventually("the init answers, and its record is there", func() bool {
+		_, err := n.States(n.t.Context())
+		r, unread := statefile.Read[supervisor.Record](n.recordFile())
+		return err == nil && unread == nil && r.Guard.PID == n.guard.Process.Pid
+	})
+}
+
+// launch starts the guard.
+func (n *node) launch() {
+	n.t.Helper()
 	n.guard = exec.Command(os.Args[0])
 	n.guard.Env = append(os.Environ(), roleVariable+"=guard", dirVariable+"="+n.dir)
 	n.guard.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -115,11 +126,6 @@ func (n *node) boot() {
 	if err := n.guard.Start(); err != nil {
 		n.t.Fatal(err)
 	}
-	n.eventually("the init answers, and its record is there", func() bool {
-		_, err := n.States(n.t.Context())
-		r, unread := statefile.Read[supervisor.Record](n.recordFile())
-		return err == nil && unread == nil && r.Guard.PID == n.guard.Process.Pid
-	})
 }
 
 func (n *node) recordFile() string { return filepath.Join(n.dir, "run/init.json") }

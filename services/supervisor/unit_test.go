@@ -92,7 +92,7 @@ func TestConditionDoesNotHold(t *testing.T) {
 func TestSecondGuardIsRefused(t *testing.T) {
 	n := newNode(t, nil)
 	second := &node{t: t, dir: n.dir, Exec: n.Exec}
-	second.boot() // answers at once: the first one's init
+	second.launch()
 	second.wait()
 	if second.guard.ProcessState.Success() {
 		t.Error("a second guard of the same node came up")
