@@ -186,11 +186,16 @@ func (h *Handler) mayHandOver(ctx context.Context, o order) error {
 	return errors.Join(refused...)
 }
 
-// succession holds the election of a node that has stopped its server.
+// succession holds the election of a node that has stopped its server, unless it
+// took so long that another one was held meanwhile.
 func (h *Handler) succession(ctx context.Context, o order, began time.Time) error {
 	view, err := h.Store.View(ctx)
 	if err != nil {
 		return err
+	}
+	_, d, _ := h.snapshot()
+	if l := view.Leader; view.NextMaster.Epoch != d.Tried || l.Held && l.Node != h.Node {
+		return fmt.Errorf("%s was named meanwhile", view.NextMaster.Node)
 	}
 	own, err := h.final(ctx, h.nextEpoch(view), view.LeaderIndex)
 	if err != nil {
