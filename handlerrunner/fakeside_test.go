@@ -14,7 +14,7 @@ var (
 	_ Divergence = (*fakeDivergence)(nil)
 )
 
-// report is what the watcher of a host says: which hosts it reaches, and what
+// report is what the watcher of a host says: which members it reaches, and what
 // that means by the story.
 func (h *host) report() cluster.VerdictReport {
 	h.w.mu.Lock()
@@ -22,7 +22,7 @@ func (h *host) report() cluster.VerdictReport {
 	r := cluster.VerdictReport{Verdict: h.verdict, Reason: "story"}
 	for _, name := range h.w.sorted() {
 		o := h.w.hosts[name]
-		if o == h || h.reaches(o) && !o.dead && !o.frozen() {
+		if _, member := h.w.reg.view.Nodes[name]; member && (o == h || h.reaches(o) && !o.dead && !o.frozen()) {
 			r.Reached = append(r.Reached, name)
 		}
 	}

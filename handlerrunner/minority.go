@@ -132,7 +132,14 @@ func (h *Handler) rally(ctx context.Context) error {
 	if out.Winner == h.Node {
 		return nil
 	}
-	return h.followPart(ctx, view, answers, out.Winner)
+	find := func(name string) int {
+		return slices.IndexFunc(answers, func(a cluster.Answer) bool { return a.Node == name })
+	}
+	own := find(h.Node)
+	if own < 0 {
+		return silent // it serves and cannot tell where it is, or was removed
+	}
+	return h.followPart(ctx, view, answers[find(out.Winner)], answers[own])
 }
 
 func (h *Handler) stepUp(now bool) {
@@ -173,11 +180,7 @@ func (h *Handler) muster(ctx context.Context, view cluster.View) (answers []clus
 
 // followPart makes this node a standby of the one that serves its part, if its
 // WAL leads there. Nothing is rewound while the cluster is cut in two.
-func (h *Handler) followPart(ctx context.Context, view cluster.View, answers []cluster.Answer, leader string) error {
-	find := func(name string) cluster.Answer {
-		return answers[slices.IndexFunc(answers, func(a cluster.Answer) bool { return a.Node == name })]
-	}
-	there, own := find(leader), find(h.Node)
+func (h *Handler) followPart(ctx context.Context, view cluster.View, there, own cluster.Answer) error {
 	_, d, db := h.snapshot()
 	strange := slices.ContainsFunc(d.on(own.Position.Timeline), func(l cluster.Line) bool { return !slices.Contains(there.Lines, l) })
 	if strange || db.Streaming || !leadsOn(there, own) {
@@ -191,10 +194,10 @@ func (h *Handler) followPart(ctx context.Context, view cluster.View, answers []c
 	if err := h.embark(cluster.Leader{Lines: there.Lines}); err != nil {
 		return err
 	}
-	if err := h.Replication.Follow(ctx, cluster.Upstream{Node: view.Nodes[leader], Tenure: there.Side.Tenure()}); err != nil {
+	if err := h.Replication.Follow(ctx, cluster.Upstream{Node: view.Nodes[there.Node], Tenure: there.Side.Tenure()}); err != nil {
 		return err
 	}
-	h.Log.Info("following in the minority", "upstream", leader)
+	h.Log.Info("following in the minority", "upstream", there.Node)
 	return h.Postgres.Gate(ctx, true)
 }
 
