@@ -209,7 +209,7 @@ func tipOf(b Ballot) (tip Answer, found bool) {
 	case len(own) == 0 || sides[0].leads(own[0]):
 		return sides[0], true
 	}
-	if own[0].Last != nil && b.unconfirmed(own[0], sides) {
+	if own[0].Last != nil && b.unconfirmed(sides) {
 		own[0].Last = &LastWrite{Clock: own[0].Last.Clock}
 	}
 	if wins, _ := SideWins(mode, own[0], sides[0]); wins && !own[0].leads(sides[0]) {
@@ -219,11 +219,12 @@ func tipOf(b Ballot) (tip Answer, found bool) {
 }
 
 // unconfirmed says that nothing on the cluster's own line was acknowledged after the
-// parts were cut off: too many of the sync set are in them, and lack it.
-func (b Ballot) unconfirmed(own Answer, sides []Answer) bool {
+// first of the parts had forked from it: too many of the sync set had not gone on
+// with it when they were cut off themselves.
+func (b Ballot) unconfirmed(sides []Answer) bool {
 	others := b.View.Sync.Members
 	for _, side := range sides {
-		if side.Side.Fork.LSN < own.Position.LSN {
+		if side.Side.Fork.LSN <= sides[0].Side.Fork.LSN {
 			others = slices.DeleteFunc(slices.Clone(others), func(m string) bool { return m == side.Node })
 		}
 	}

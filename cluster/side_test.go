@@ -117,6 +117,13 @@ var electedAfterAPartition = map[string]struct {
 		b.View.Sync.Members = []string{"c"}
 		b.Answers[0].Last = written(90)
 	}, "c", ""},
+	"unless another part had gone on with the majority": {func(b *Ballot) {
+		b.View.Sync.Members = []string{"a", "c"}
+		b.Answers[0].Last = written(90)
+		late := aside("a", 170)
+		late.Position.Timeline, late.Last, late.Side.Fork.LSN = 34, &LastWrite{Clock: written(0).Clock}, 150
+		b.Answers = append(b.Answers, late)
+	}, "b", ""},
 	"unless commits are not confirmed at all": {func(b *Ballot) {
 		option(*b, "", "sync_mode", "async")
 		b.View.Sync.Members = []string{"c"}
