@@ -147,15 +147,28 @@ func SideWins(mode HealMode, own, side Answer) (bool, string) {
 
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05.000") }
 
-// latest orders answers by their last write, the latest first.
-func latest(x, y Answer) int {
-	at := func(a Answer) (t time.Time) {
-		if a.Last != nil {
-			t = a.Last.At
-		}
-		return t
+// rank orders parts by when they were last written. Where that cannot be told, or
+// heal is majority, the one comes first that has most of the cluster's own.
+func rank(mode HealMode, sides []Answer) {
+	slices.SortFunc(sides, func(x, y Answer) int { return cmp.Or(latest(x, y), furthest(x, y)) })
+	alike := len(sides)
+	if i := slices.IndexFunc(sides, func(a Answer) bool { return sides[0].writtenAt().Sub(a.writtenAt()) > ClockSkew }); i >= 0 && mode != HealMajority {
+		alike = i
 	}
-	return at(y).Compare(at(x))
+	slices.SortFunc(sides[:alike], func(x, y Answer) int {
+		return cmp.Or(beyond(x.Side.Fork, y.Side.Fork), latest(x, y), furthest(x, y))
+	})
+}
+
+// latest orders answers by their last write, the latest first.
+func latest(x, y Answer) int { return y.writtenAt().Compare(x.writtenAt()) }
+
+// writtenAt is when the node was last written; zero where that is not known, too.
+func (a Answer) writtenAt() (t time.Time) {
+	if a.Last != nil {
+		t = a.Last.At
+	}
+	return t
 }
 
 // Forked returns where the lines of the answers part, at the earliest; not ok
@@ -195,12 +208,7 @@ func tipOf(b Ballot) (tip Answer, found bool) {
 		own[0].Last = lastWriteOf(own, b.View.Leader.Node)
 	}
 	mode := HealMode(b.View.Options("").Get("heal"))
-	slices.SortFunc(sides, func(x, y Answer) int {
-		if mode == HealMajority { // whose part has most of the cluster's own
-			return cmp.Or(beyond(x.Side.Fork, y.Side.Fork), latest(x, y), furthest(x, y))
-		}
-		return cmp.Or(latest(x, y), furthest(x, y))
-	})
+	rank(mode, sides)
 	switch {
 	case len(own)+len(sides) == 0:
 		return Answer{}, false

@@ -139,6 +139,14 @@ var electedAfterAPartition = map[string]struct {
 		b.Answers[0] = aside("b", 300)
 		b.Answers[0].Position.Timeline, b.Answers[0].Last, b.Answers[0].Side.Fork.LSN = 34, written(30), 150
 	}, "b", ""},
+	"two sides, and heal is most-recent: the one written last": {func(b *Ballot) {
+		b.Answers[0] = aside("b", 200)
+		b.Answers[0].Position.Timeline, b.Answers[0].Last, b.Answers[0].Side.Fork.LSN = 34, written(50), 150
+	}, "c", ""},
+	"but where that cannot be told, the one with most of the cluster's own": {func(b *Ballot) {
+		b.Answers[0] = aside("b", 200)
+		b.Answers[0].Position.Timeline, b.Answers[0].Last, b.Answers[0].Side.Fork.LSN = 34, written(59), 150
+	}, "b", ""},
 	"a side that went on with the active of the sync set is none": {func(b *Ballot) {
 		b.View.Sync = SyncSet{Epoch: 6, Leader: "c", Members: []string{"a"}, K: 1}
 		option(*b, "", "heal", "majority")
