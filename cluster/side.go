@@ -205,7 +205,7 @@ func tipOf(b Ballot) (tip Answer, found bool) {
 	}
 	slices.SortFunc(own, furthest)
 	if len(own) > 0 {
-		own[0].Last = lastWriteOf(own, b.View.Leader.Node)
+		own[0].Last = b.lastWriteOf(own)
 	}
 	mode := HealMode(b.View.Options("").Get("heal"))
 	rank(mode, sides)
@@ -241,21 +241,21 @@ func (b Ballot) unconfirmed(sides []Answer) bool {
 
 // lastWriteOf is when the line of the first answer, which is the furthest, was last
 // written: any node on it tells. The times in WAL are by the clock of who wrote it,
-// the writer, so where that one has answered its clock counts.
-func lastWriteOf(own []Answer, writer string) (last *LastWrite) {
+// the last active, so where that one has answered its clock counts.
+func (b Ballot) lastWriteOf(own []Answer) (last *LastWrite) {
 	for _, o := range own {
 		if own[0].leads(o) && o.Last != nil && (last == nil || o.Last.At.After(last.At)) {
 			last = o.Last
 		}
 	}
-	i := slices.IndexFunc(own, func(a Answer) bool { return a.Node == writer })
+	i := slices.IndexFunc(b.Answers, func(a Answer) bool { return a.Node == b.View.Leader.Node })
 	switch {
 	case i < 0 || last == nil:
 		return last
-	case own[i].Last == nil:
+	case b.Answers[i].Last == nil:
 		return nil
 	}
-	return &LastWrite{last.At, own[i].Last.Clock}
+	return &LastWrite{last.At, b.Answers[i].Last.Clock}
 }
 
 // rejoined returns the answers without the sides that are none any more: whose WAL

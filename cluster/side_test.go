@@ -100,6 +100,12 @@ var electedAfterAPartition = map[string]struct {
 		a.Last = &LastWrite{At: written(10).At, Clock: written(10).Clock.Add(time.Minute)}
 		b.View.Leader.Node, b.Answers = "a", append(b.Answers, a)
 	}, "a", ""},
+	"also where that one has served a part itself since": {func(b *Ballot) {
+		a := aside("a", 170)
+		a.Position.Timeline, a.Side.Fork.LSN = 34, 150
+		a.Last = &LastWrite{At: written(10).At, Clock: written(10).Clock.Add(time.Minute)}
+		b.View.Leader.Node, b.Answers = "a", append(b.Answers, a)
+	}, "b", ""},
 	"which may not be known": {func(b *Ballot) {
 		b.View.Leader.Node, b.Answers = "a", append(b.Answers, sound("a", 200))
 	}, "a", ""},
