@@ -150,13 +150,15 @@ func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05.000"
 // rank orders parts by when they were last written. Where that cannot be told, or
 // heal is majority, the one comes first that has most of the cluster's own.
 func rank(mode HealMode, sides []Answer) {
-	slices.SortFunc(sides, func(x, y Answer) int { return cmp.Or(latest(x, y), furthest(x, y)) })
-	alike := len(sides)
-	if i := slices.IndexFunc(sides, func(a Answer) bool { return sides[0].writtenAt().Sub(a.writtenAt()) > ClockSkew }); i >= 0 && mode != HealMajority {
-		alike = i
+	if len(sides) == 0 {
+		return
 	}
-	slices.SortFunc(sides[:alike], func(x, y Answer) int {
-		return cmp.Or(beyond(x.Side.Fork, y.Side.Fork), latest(x, y), furthest(x, y))
+	first := slices.MinFunc(sides, func(x, y Answer) int { return cmp.Or(latest(x, y), furthest(x, y)) })
+	alike := func(a Answer) bool {
+		return mode == HealMajority || first.writtenAt().Sub(a.writtenAt()) <= ClockSkew || first.clock().Sub(a.clock()).Abs() > ClockSkew
+	}
+	slices.SortFunc(sides, func(x, y Answer) int {
+		return cmp.Or(compareTrue(alike(x), alike(y)), beyond(x.Side.Fork, y.Side.Fork), latest(x, y), furthest(x, y))
 	})
 }
 
@@ -164,11 +166,16 @@ func rank(mode HealMode, sides []Answer) {
 func latest(x, y Answer) int { return y.writtenAt().Compare(x.writtenAt()) }
 
 // writtenAt is when the node was last written; zero where that is not known, too.
-func (a Answer) writtenAt() (t time.Time) {
+func (a Answer) writtenAt() time.Time { return a.lastWrite().At }
+
+// clock is that of the node when it answered; zero where that is not known.
+func (a Answer) clock() time.Time { return a.lastWrite().Clock }
+
+func (a Answer) lastWrite() (w LastWrite) {
 	if a.Last != nil {
-		t = a.Last.At
+		w = *a.Last
 	}
-	return t
+	return w
 }
 
 // Forked returns where the lines of the answers part, at the earliest; not ok
