@@ -155,7 +155,13 @@ func rank(mode HealMode, sides []Answer) {
 	}
 	first := slices.MinFunc(sides, func(x, y Answer) int { return cmp.Or(latest(x, y), furthest(x, y)) })
 	alike := func(a Answer) bool {
-		return mode == HealMajority || first.writtenAt().Sub(a.writtenAt()) <= ClockSkew || first.clock().Sub(a.clock()).Abs() > ClockSkew
+		switch {
+		case mode == HealMajority, a.Last == nil:
+			return true
+		case a.Last.At.IsZero():
+			return false // nothing was written there, by whatever clock
+		}
+		return first.writtenAt().Sub(a.writtenAt()) <= ClockSkew || first.clock().Sub(a.clock()).Abs() > ClockSkew
 	}
 	slices.SortFunc(sides, func(x, y Answer) int {
 		return cmp.Or(compareTrue(alike(x), alike(y)), beyond(x.Side.Fork, y.Side.Fork), latest(x, y), furthest(x, y))

@@ -158,6 +158,11 @@ var electedAfterAPartition = map[string]struct {
 		b.Answers[0].Position.Timeline, b.Answers[0].Side.Fork.LSN = 34, 150
 		b.Answers[0].Last = &LastWrite{At: written(10).At, Clock: written(10).Clock.Add(-time.Minute)}
 	}, "b", ""},
+	"unless nothing was written on one of them": {func(b *Ballot) {
+		b.Answers[0] = aside("b", 200)
+		b.Answers[0].Position.Timeline, b.Answers[0].Side.Fork.LSN = 34, 150
+		b.Answers[0].Last = &LastWrite{Clock: written(10).Clock.Add(-time.Minute)}
+	}, "c", ""},
 	"a side that went on with the active of the sync set is none": {func(b *Ballot) {
 		b.View.Sync = SyncSet{Epoch: 6, Leader: "c", Members: []string{"a"}, K: 1}
 		option(*b, "", "heal", "majority")
