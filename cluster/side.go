@@ -227,8 +227,8 @@ func tipOf(b Ballot) (tip Answer, found bool) {
 		return Answer{}, false
 	case len(sides) == 0:
 		return own[0], true
-	case len(own) == 0 || sides[0].leads(own[0]):
-		return sides[0], true
+	case len(own) == 0 || slices.ContainsFunc(sides, func(s Answer) bool { return s.outdates(own[0]) }):
+		return sides[0], true // which has all of the cluster's own, or was written later than who has
 	}
 	if own[0].Last != nil && b.unconfirmed(sides) {
 		own[0].Last = &LastWrite{Clock: own[0].Last.Clock}
@@ -237,6 +237,13 @@ func tipOf(b Ballot) (tip Answer, found bool) {
 		return sides[0], true
 	}
 	return own[0], true
+}
+
+// outdates says that a part has all that a node has of the cluster's own: it goes on
+// from there, or it was cut off from a later timeline of the cluster than that one is
+// on.
+func (a Answer) outdates(o Answer) bool {
+	return a.leads(o) || a.Side.Fork.Timeline > o.Position.Timeline
 }
 
 // unconfirmed says that nothing on the cluster's own line was acknowledged after the

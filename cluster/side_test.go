@@ -163,6 +163,20 @@ var electedAfterAPartition = map[string]struct {
 		b.Answers[0].Position.Timeline, b.Answers[0].Side.Fork.LSN = 34, 150
 		b.Answers[0].Last = &LastWrite{Clock: written(10).Clock.Add(-time.Minute)}
 	}, "c", ""},
+	"a third node lacks what one of the sides has of the cluster's own": {func(b *Ballot) {
+		b.View.Sync = SyncSet{Epoch: 5, Leader: "a", Members: []string{"b"}, K: 1}
+		b.Answers[0] = aside("b", 200)
+		b.Answers[0].Position.Timeline, b.Answers[0].Last, b.Answers[0].Side.Fork.LSN = 34, written(10), 150
+		b.Answers[0].History = History{{1, 150}}
+		a := sound("a", 120)
+		a.Last = written(-1)
+		b.Answers = append(b.Answers, a)
+	}, "c", ""},
+	"a former active is on an older timeline than that which a side was cut off from": {func(b *Ballot) {
+		b.View.Sync = SyncSet{Epoch: 5, Leader: "a", Members: []string{"c"}, K: 1}
+		b.Answers[1].Side.Fork.Timeline, b.Answers[1].History = 2, History{{1, 50}, {2, 100}}
+		b.Answers[1].Last = written(-1)
+	}, "c", ""},
 	"a side that went on with the active of the sync set is none": {func(b *Ballot) {
 		b.View.Sync = SyncSet{Epoch: 6, Leader: "c", Members: []string{"a"}, K: 1}
 		option(*b, "", "heal", "majority")

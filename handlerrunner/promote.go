@@ -80,6 +80,13 @@ func (h *Handler) promote(ctx context.Context) error {
 	if err := h.publish(ctx, view, cluster.SyncSet{Epoch: epoch, Leader: h.Node, Members: quorum.Members, K: quorum.K}); err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}
+	// What is acknowledged from here on is the cluster's, and no part's.
+	h.moving.Lock()
+	err = h.keepSide(nil)
+	h.moving.Unlock()
+	if err != nil {
+		return fmt.Errorf("promote: %w", err)
+	}
 	if err := h.Postgres.Gate(ctx, true); err != nil {
 		return fmt.Errorf("promote: %w", err)
 	}

@@ -154,6 +154,9 @@ func (w *world) check() {
 		if lock.Held && lock.Node == name && (sync.Leader != name || sync.Epoch != lock.Epoch) {
 			w.fault("%s is open in epoch %d and the sync set is still that of epoch %d", name, lock.Epoch, sync.Epoch)
 		}
+		if lock.Held && lock.Node == name && h.handler != nil && h.handler.ownSide() != nil {
+			w.fault("%s is open to the whole cluster and counts as the node of a part", name)
+		}
 		if sync.Leader == name && !sync.Covered(h.pg.quorum) {
 			w.fault("%s waits for %s, which the published set %v does not cover", name, h.pg.quorum, sync)
 		}
