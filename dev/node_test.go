@@ -192,7 +192,11 @@ func TestFreezeAndThaw(t *testing.T) {
 	c := installed(t, "127.10.4.55", 1)
 	n := c.Nodes[0]
 	ask(t, n, "select 'up'")
-	before := describe(t, c, "node1").Pids["postgres"]
+	var before int // the unit counts as running a moment after it answers
+	eventually(t, "the unit of PostgreSQL runs", func() bool {
+		before = describe(t, c, "node1").Pids["postgres"]
+		return before != 0
+	})
 	if err := Freeze(t.Context(), c.Dir, "node1"); err != nil {
 		t.Fatal(err)
 	}

@@ -133,7 +133,7 @@ func forget(ctx context.Context, h *node.Host) error {
 	}
 	sync := h.Layout.FileSync() // but for the versions that it keeps
 	for _, old := range []string{
-		h.Layout.ConsulData(), h.Layout.ConsulConfig(), h.Layout.Handler(),
+		h.Layout.ConsulData(), h.Layout.ConsulConfig(), h.Layout.Handler(), h.Layout.Known(),
 		filepath.Join(sync, "index"), filepath.Join(sync, "folders"), filepath.Join(sync, "peers.json"),
 	} {
 		if err := os.RemoveAll(old); err != nil {

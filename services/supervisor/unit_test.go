@@ -36,7 +36,7 @@ func TestNotify(t *testing.T) {
 func TestOutputAndEnvironment(t *testing.T) {
 	n := newNode(t, map[string]string{
 		"a.service":          "[Service]\nExecStart=/usr/bin/env\nEnvironment=A=1 \"B=two words\"\n",
-		"a.service.d/x.conf": "[Service]\nEnvironment=C=3\nExecStart=\nExecStart=/bin/sh -c \"env; pwd; ulimit -n; echo done >&2\"\nWorkingDirectory=/usr\nLimitNOFILE=777\n",
+		"a.service.d/x.conf": "[Service]\nEnvironment=C=3\nExecStart=\nExecStart=/bin/sh -c \"env; pwd; sleep 0.2; ulimit -n; echo done >&2\"\nWorkingDirectory=/usr\nLimitNOFILE=777\n",
 	})
 	n.start("a")
 	n.eventually("it has ended", func() bool { return n.state("a").Sub == services.SubDead })
