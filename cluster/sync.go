@@ -72,6 +72,19 @@ func Desired(mode SyncMode, managers int, standbys []string) Quorum {
 	return Quorum{Members: union(standbys, nil), K: k}
 }
 
+// Opening returns the quorum that a new active node begins with, of those that may
+// become its standbys. In mode Available it is one without the node that was active,
+// if that makes it no smaller: that node comes later, and the quorum need not change
+// while writes wait.
+func Opening(v View, standbys []string) Quorum {
+	mode, managers := v.SyncMode(), len(v.Managers())
+	all := Desired(mode, managers, standbys)
+	if rest := Desired(mode, managers, without(standbys, v.Sync.Leader)); mode == Available && rest.K == all.K {
+		return rest
+	}
+	return all
+}
+
 // SyncStep is the next thing to do to bring the published set and PostgreSQL to
 // the quorum that is wanted. At most one of Publish and Apply is set.
 type SyncStep struct {

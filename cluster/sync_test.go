@@ -118,3 +118,30 @@ func TestDesired(t *testing.T) {
 		}
 	}
 }
+
+// TestOpening: a is named, and b was active.
+func TestOpening(t *testing.T) {
+	for name, c := range map[string]struct {
+		mode     SyncMode
+		standbys []string
+		want     Quorum
+	}{
+		"trio: without the one that was active": {Available, []string{"b", "c"}, Quorum{[]string{"c"}, 1}},
+		"pair: there is no other":               {Available, []string{"b"}, Quorum{[]string{"b"}, 1}},
+		"five":                                  {Available, []string{"b", "c", "d", "e"}, Quorum{[]string{"c", "d", "e"}, 2}},
+		"strict waits for any":                  {Strict, []string{"b", "c"}, Quorum{[]string{"b", "c"}, 1}},
+		"async for nobody":                      {Async, []string{"b", "c"}, Quorum{}},
+	} {
+		v := View{
+			Info:  &Info{Options: Options{"sync_mode": string(c.mode)}},
+			Nodes: map[string]Node{"a": {Name: "a", Kind: Manager}},
+			Sync:  SyncSet{Leader: "b", Members: []string{"a"}, K: 1},
+		}
+		for _, n := range c.standbys {
+			v.Nodes[n] = Node{Name: n, Kind: Manager}
+		}
+		if got := Opening(v, c.standbys); !got.Equal(c.want) {
+			t.Errorf("%s: %s, want %s", name, got, c.want)
+		}
+	}
+}

@@ -36,7 +36,7 @@ func (h *Handler) promote(ctx context.Context) error {
 	defer cancel()
 	others := h.others(view)
 	mode := view.SyncMode()
-	want := expected(view, others)
+	want := cluster.Opening(view, others)
 	var lease Lease
 	ready, all := errgroup.WithContext(ctx)
 	ready.Go(func() (err error) {
@@ -98,18 +98,6 @@ func (h *Handler) promote(ctx context.Context) error {
 	// Without it a former active that is rewound now would see the old
 	// timeline in the control file (trap 19).
 	return h.Checkpoint(ctx)
-}
-
-// expected is the quorum to begin with, of those that may become standbys. In
-// sync_mode available it is one without the node that was active, if that makes it
-// no smaller: that node comes later, and the quorum need not change while writes wait.
-func expected(view cluster.View, others []string) cluster.Quorum {
-	mode, managers := view.SyncMode(), len(view.Managers())
-	all := cluster.Desired(mode, managers, others)
-	if rest := cluster.Desired(mode, managers, without(others, view.Sync.Leader)); mode == cluster.Available && rest.K == all.K {
-		return rest
-	}
-	return all
 }
 
 // skipped is how many timelines a promotion from tl passes over where the cluster
