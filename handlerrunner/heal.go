@@ -31,6 +31,7 @@ func (h *Handler) weigh(ctx context.Context, view cluster.View, answers []cluste
 	}
 	ctx, cancel := context.WithTimeout(ctx, weighWithin+askWithin)
 	defer cancel()
+	unknown := make([]error, len(answers))
 	var all sync.WaitGroup
 	for i := range answers {
 		if answers[i].Last != nil {
@@ -39,13 +40,18 @@ func (h *Handler) weigh(ctx context.Context, view cluster.View, answers []cluste
 		all.Go(func() {
 			w, err := h.lastWriteOf(ctx, view.Nodes[answers[i].Node], fork)
 			if err != nil {
-				h.Log.Warn("when a node was last written is not known", "node", answers[i].Node, "error", err)
+				unknown[i] = err
 				return
 			}
 			answers[i].Last = &w
 		})
 	}
 	all.Wait()
+	for i, err := range unknown {
+		if err != nil {
+			h.Log.Warn("when a node was last written is not known", "node", answers[i].Node, "error", err)
+		}
+	}
 }
 
 func (h *Handler) lastWriteOf(ctx context.Context, node cluster.Node, after cluster.LSN) (cluster.LastWrite, error) {
