@@ -8,9 +8,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -177,7 +180,8 @@ func hosts(t *testing.T, name, network string, n int) *group {
 func (g *group) takeDownWith(t *testing.T) {
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Log(g.dev(t, "logs", "--lines", "400"))
+			logs := g.dev(t, "logs", "--lines", "400").out
+			t.Logf("%s\nof that, what went wrong:\n%s", logs, complaints(logs))
 		}
 		var info dev.Info
 		_ = json.Unmarshal([]byte(g.dev(t, "info", "--json").out), &info)
@@ -196,6 +200,36 @@ func (g *group) takeDownWith(t *testing.T) {
 		}
 	})
 }
+
+// complaints are the last warnings and errors of each log, without repetitions:
+// the end of a long output is what is kept of it.
+func complaints(logs string) string {
+	const most = 12
+	last, seen := map[string][]string{}, map[string]bool{}
+	for line := range strings.Lines(logs) {
+		words := strings.Fields(line)
+		if len(words) < 3 || !complaint.MatchString(line) {
+			continue
+		}
+		if said := digits.ReplaceAllString(line, ""); !seen[said] {
+			seen[said] = true
+			of := words[0] + " " + words[1]
+			last[of] = append(last[of], line)
+		}
+	}
+	var b strings.Builder
+	for _, of := range slices.Sorted(maps.Keys(last)) {
+		for _, line := range last[of][max(0, len(last[of])-most):] {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
+var (
+	complaint = regexp.MustCompile("level=(WARN|ERROR)|FATAL|PANIC|ERROR:|panic:|HINT:|DETAIL:")
+	digits    = regexp.MustCompile("[0-9]+")
+)
 
 func alive(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
