@@ -118,7 +118,7 @@ func compareTrue(x, y bool) int {
 // LastWrite is when data on a node was last changed, after a fork.
 type LastWrite struct {
 	At    time.Time `json:"at"`    // when that was committed; zero: nothing was, since
-	Clock time.Time `json:"clock"` // of the node, when it answered
+	Clock time.Time `json:"clock"` // of who wrote it, at the time of the answer; zero: not known
 }
 
 // SideWins decides whose database goes on where two lines have both been
@@ -139,6 +139,8 @@ func SideWins(mode HealMode, own, side Answer) (bool, string) {
 	switch {
 	case own.Last.At.IsZero():
 		return true, "nothing was written on " + own.Node
+	case own.Last.Clock.IsZero() || side.Last.Clock.IsZero():
+		return false, fmt.Sprintf("by which clock %s and %s were last written is not known", own.Node, side.Node)
 	case apart > ClockSkew:
 		return false, fmt.Sprintf("the clocks of %s and %s are %s apart, so their commits cannot be compared", own.Node, side.Node, apart.Round(time.Second))
 	}
@@ -261,7 +263,7 @@ func (b Ballot) unconfirmed(sides []Answer) bool {
 
 // lastWriteOf is when the line of the first answer, which is the furthest, was last
 // written: any node on it tells. The times in WAL are by the clock of who wrote it,
-// the last active, so where that one has answered its clock counts.
+// the last active, which knows its clock best where it has answered.
 func (b Ballot) lastWriteOf(own []Answer) (last *LastWrite) {
 	for _, o := range own {
 		if own[0].leads(o) && o.Last != nil && (last == nil || o.Last.At.After(last.At)) {

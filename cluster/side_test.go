@@ -109,6 +109,15 @@ var electedAfterAPartition = map[string]struct {
 	"which may not be known": {func(b *Ballot) {
 		b.View.Leader.Node, b.Answers = "a", append(b.Answers, sound("a", 200))
 	}, "a", ""},
+	"nor may the clock be that did, where it has not answered": {func(b *Ballot) {
+		b.View.Leader.Node, b.Answers[0].Last = "a", &LastWrite{At: written(10).At}
+	}, "b", ""},
+	"nor that of the side": {func(b *Ballot) {
+		b.Answers[1].Last.Clock = time.Time{}
+	}, "b", ""},
+	"which does not matter where nothing was written": {func(b *Ballot) {
+		b.Answers[0].Last = &LastWrite{}
+	}, "c", ""},
 	"the side did not come for the lock": {func(b *Ballot) {
 		b.View.Leader.Epoch, b.View.NextMaster = 5, Assignment{Node: "c", Epoch: 6}
 		b.View.Sync.Members, b.Answers[0].Position.LSN = []string{"b", "c"}, 100

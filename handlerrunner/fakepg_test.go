@@ -194,7 +194,8 @@ func (p *fakePG) Observe(ctx context.Context) (Database, error) {
 	if p.primary {
 		db.Standbys = p.standbys()
 	} else if s := p.source(); s != nil {
-		db.Streaming, db.Upstream, db.Lag = true, p.upstream, int64(s.lsn()-p.lsn())
+		ahead := s.h.fast - p.h.fast
+		db.Streaming, db.Upstream, db.Lag, db.Ahead = true, p.upstream, int64(s.lsn()-p.lsn()), &ahead
 	}
 	return db, nil
 }

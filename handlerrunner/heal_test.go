@@ -34,3 +34,37 @@ func TestWeighGivesUp(t *testing.T) {
 		}
 	})
 }
+
+// noonCommit was made at noon, which this node's clock shows still.
+type noonCommit struct{ Divergence }
+
+var noon = time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
+
+func (noonCommit) LastCommit(context.Context, cluster.LSN) (cluster.LastWrite, error) {
+	return cluster.LastWrite{At: noon, Clock: noon}, nil
+}
+
+// A time in the WAL is by the clock of who wrote it, so that one is told with it: not
+// that of the standby which is asked.
+func TestLastWriteTellsTheClockOfWhoWrote(t *testing.T) {
+	behind := -30 * time.Second
+	for name, c := range map[string]struct {
+		leader string
+		side   *cluster.Side
+		db     Database
+		clock  time.Time
+	}{
+		"a primary":                             {"b", nil, Database{Primary: cluster.Yes, Ahead: &behind}, noon},
+		"the last active, a standby now":        {"b", nil, Database{Primary: cluster.No, Ahead: &behind}, noon},
+		"who served a part, its server is down": {"a", &cluster.Side{Leader: "b"}, Database{}, noon},
+		"a standby of a part":                   {"a", &cluster.Side{Leader: "c"}, Database{Primary: cluster.No, Ahead: &behind}, noon.Add(behind)},
+		"a standby":                             {"a", nil, Database{Primary: cluster.No, Ahead: &behind}, noon.Add(behind)},
+		"a standby that has heard of nobody":    {"a", nil, Database{Primary: cluster.No}, time.Time{}},
+	} {
+		h := &Handler{Options: Options{Node: "b", Divergence: noonCommit{}}}
+		h.view.Leader.Node, h.durable.Side, h.db = c.leader, c.side, c.db
+		if got, err := h.LastWrite(t.Context(), 0); err != nil || got != (cluster.LastWrite{At: noon, Clock: c.clock}) {
+			t.Errorf("%s: %v, %v, want the clock %s", name, got, err, c.clock)
+		}
+	}
+}

@@ -86,11 +86,23 @@ func (h *Handler) describe(ctx context.Context, a cluster.Answer) (cluster.Answe
 	return a, nil
 }
 
-// LastWrite tells when data on this node was last changed after an LSN.
+// LastWrite tells when data on this node was last changed after an LSN. Its clock is
+// that of who wrote: this node, or the upstream of a standby, as it was heard last.
 func (h *Handler) LastWrite(ctx context.Context, after cluster.LSN) (cluster.LastWrite, error) {
 	ctx, cancel := context.WithTimeout(ctx, weighWithin)
 	defer cancel()
-	return h.Divergence.LastCommit(ctx, after)
+	w, err := h.Divergence.LastCommit(ctx, after)
+	if err != nil {
+		return w, err
+	}
+	switch view, d, db := h.snapshot(); {
+	case db.Primary == cluster.Yes, view.Leader.Node == h.Node, d.Side != nil && d.Side.Leader == h.Node:
+	case db.Ahead == nil:
+		w.Clock = time.Time{}
+	default:
+		w.Clock = w.Clock.Add(*db.Ahead)
+	}
+	return w, nil
 }
 
 // rally chooses, with every node that this one reaches, who serves their part

@@ -43,6 +43,9 @@ func (h *Handler) observe(ctx context.Context) cluster.Observation {
 	if db.Running != cluster.Yes {
 		db.SystemID = h.db.SystemID
 	}
+	if db.Ahead == nil {
+		db.Ahead = h.db.Ahead
+	}
 	if h.db = db; db.Position.LSN > 0 {
 		h.stood = db.Position
 	}

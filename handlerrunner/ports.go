@@ -66,6 +66,10 @@ type Database struct {
 	InEffect  cluster.Quorum
 	Standbys  []Downstream // on a primary
 	Streaming bool         // its receiver runs
+
+	// Ahead is by how much the clock of the upstream that it streams from, or did
+	// last, is before this node's; nil: not known.
+	Ahead *time.Duration
 }
 
 // Downstream is a standby that streams from this node.

@@ -32,7 +32,7 @@ const observeSQL = `select r, current_setting('transaction_read_only') = 'on',
 	case when r then '' else pg_current_wal_flush_lsn()::text end,
 	case when r then coalesce(pg_last_wal_replay_lsn()::text, '') else '' end,
 	current_setting('synchronous_standby_names'), current_setting('primary_conninfo'),
-	coalesce(w.status, ''), w.last_msg_receipt_time, coalesce(w.latest_end_lsn::text, ''),
+	coalesce(w.status, ''), w.last_msg_receipt_time, w.last_msg_send_time, coalesce(w.latest_end_lsn::text, ''),
 	(select count(*) ` + clients + `),
 	(select coalesce(array_agg(concat_ws(' ', case when sync_priority > 0 then 'sync' else 'async' end, coalesce(state, 'startup'),
 		coalesce(flush_lsn, '0/0'), coalesce(replay_lsn, '0/0'), coalesce(host(client_addr), 'local'), application_name)
@@ -43,10 +43,10 @@ func (s *Server) observe(ctx context.Context) (Observation, error) {
 	var o Observation
 	var standby, readOnly bool
 	var timeline, flushed, replayed, names, conninfo, upstreamEnd string
-	var receivedAt *time.Time
+	var receivedAt, sentAt *time.Time
 	var replicas []string
 	err := s.row(ctx, observeSQL, nil, &standby, &readOnly, &o.SystemID, &timeline, &flushed, &replayed, &names, &conninfo,
-		&o.Receiver, &receivedAt, &upstreamEnd, &o.Clients, &replicas)
+		&o.Receiver, &receivedAt, &sentAt, &upstreamEnd, &o.Clients, &replicas)
 	if err != nil {
 		return o, err
 	}
@@ -54,6 +54,10 @@ func (s *Server) observe(ctx context.Context) (Observation, error) {
 	o.Upstream, o.UpstreamPort = upstreamOf(conninfo)
 	if receivedAt != nil {
 		o.ReceivedAt = *receivedAt
+	}
+	if receivedAt != nil && sentAt != nil {
+		ahead := sentAt.Sub(*receivedAt)
+		o.Ahead = &ahead
 	}
 	if q, ok := parseStandbyNames(names); ok {
 		o.Quorum = &q

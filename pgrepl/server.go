@@ -161,6 +161,10 @@ type Observation struct {
 	ReceivedAt   time.Time   `json:"received_at"`   // last message from upstream
 	UpstreamEnd  cluster.LSN `json:"upstream_end"`  // end of WAL that upstream last reported
 
+	// Ahead is by how much upstream's clock is before this server's, less what the
+	// message took that said so; nil while no receiver runs.
+	Ahead *time.Duration `json:"ahead,omitempty"`
+
 	Replicas []Replica       `json:"replicas,omitempty"` // connected standbys
 	Quorum   *cluster.Quorum `json:"quorum,omitempty"`   // whom commits wait for, in effect; nil: unknown
 	Clients  int             `json:"clients"`            // sessions that are not understudy's own

@@ -44,7 +44,7 @@ func TestDetach(t *testing.T) {
 		t.Errorf("a standby that is detached is told so again: %s, %v", after, err)
 	}
 	o := b.Observe(ctx)
-	if o.Position != at || o.Receiver != "" || o.Upstream != "" {
+	if o.Position != at || o.Receiver != "" || o.Upstream != "" || o.Ahead != nil {
 		t.Errorf("after the detach: %+v", o)
 	}
 
@@ -55,6 +55,9 @@ func TestDetach(t *testing.T) {
 	}
 	must(t, b.Follow(ctx, a.upstream()))
 	b.awaitStreaming(t)
+	if ahead := b.Observe(ctx).Ahead; ahead == nil || ahead.Abs() > time.Minute {
+		t.Errorf("on one machine the upstream's clock is before by %v", ahead)
+	}
 	stop()
 	end = a.Observe(ctx).Position.LSN
 	await(t, "the standby has caught up", func() bool { return b.Observe(ctx).Position.LSN >= end })

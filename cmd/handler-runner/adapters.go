@@ -266,7 +266,7 @@ func (p postgres) Observe(ctx context.Context) (handlerrunner.Database, error) {
 	o := p.Server.Observe(ctx)
 	d := handlerrunner.Database{
 		Primary: o.Primary, Position: o.Position, SystemID: o.SystemID,
-		Upstream: o.Upstream, Streaming: o.Streaming(), Seen: o.UpstreamEnd,
+		Upstream: o.Upstream, Streaming: o.Streaming(), Seen: o.UpstreamEnd, Ahead: o.Ahead,
 	}
 	switch o.State {
 	case pgrepl.StateUp:
