@@ -194,8 +194,8 @@ func (h *Handler) muster(ctx context.Context, view cluster.View) (answers []clus
 // WAL leads there. Nothing is rewound while the cluster is cut in two.
 func (h *Handler) followPart(ctx context.Context, view cluster.View, there, own cluster.Answer) error {
 	_, d, db := h.snapshot()
-	strange := slices.ContainsFunc(d.on(own.Position.Timeline), func(l cluster.Line) bool { return !slices.Contains(there.Lines, l) })
-	if strange || db.Streaming || !leadsOn(there, own) {
+	own.Lines = d.on(own.Position.Timeline)
+	if db.Streaming || !leadsOn(there, own) {
 		return nil
 	}
 	h.moving.Lock()
@@ -213,12 +213,14 @@ func (h *Handler) followPart(ctx context.Context, view cluster.View, there, own 
 	return h.Postgres.Gate(ctx, true)
 }
 
-// leadsOn says that the WAL of a node leads to that of the one which serves the part.
+// leadsOn says that the WAL of a node leads to that of the one which serves the part:
+// also that no timeline of the one has only its number in common with the other's.
 // That one may be about to promote: until it has, its answer is on the timeline which
 // it leaves, and the other may be further on that.
 func leadsOn(there, own cluster.Answer) bool {
 	ahead := own.Position.Timeline == there.Position.Timeline && own.Position.LSN > there.Position.LSN
-	return there.Serving && there.Side != nil && !ahead && there.History.Leads(there.Position.Timeline, own.Position, own.History)
+	same := slices.Equal(own.Lines, durable{Lines: there.Lines}.on(own.Position.Timeline))
+	return there.Serving && there.Side != nil && !ahead && same && there.History.Leads(there.Position.Timeline, own.Position, own.History)
 }
 
 // keepSide writes down whose WAL this node takes. The caller holds moving.

@@ -27,6 +27,15 @@ func TestLeadsOn(t *testing.T) {
 			there.Position, there.History = cluster.Position{Timeline: 35, LSN: 0x3a}, history
 			own.Position.LSN = 0x83
 		}, false},
+		{"on a timeline of the same number, which every election knows", func(there, _ *cluster.Answer) {
+			there.Lines = []cluster.Line{{Timeline: 35, Epoch: 3}, {Timeline: 116, Epoch: 4}}
+		}, false},
+		{"on a timeline of the same number, of another promotion", func(there, own *cluster.Answer) {
+			there.Lines, own.Lines = []cluster.Line{{Timeline: 35, Epoch: 3}}, []cluster.Line{{Timeline: 35, Epoch: 4}}
+		}, false},
+		{"of the same promotion", func(there, own *cluster.Answer) {
+			there.Lines, own.Lines = []cluster.Line{{Timeline: 35, Epoch: 3}, {Timeline: 116, Epoch: 4}}, []cluster.Line{{Timeline: 35, Epoch: 3}}
+		}, true},
 	} {
 		there := cluster.Answer{Serving: true, Side: &cluster.Side{Leader: "e"}, Position: cluster.Position{Timeline: 116, LSN: 0x3b},
 			History: append(history[:2:2], cluster.Fork{Timeline: 35, LSN: 0x3a})}
