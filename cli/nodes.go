@@ -320,15 +320,7 @@ func updateNode(c *urfave.Context) error {
 	if _, ok := view.Nodes[name]; !ok {
 		return unknownNode(name)
 	}
-	var changed []cluster.OptionChange
-	err = patiently(c.Context, func() error {
-		return m.reg.UpdateNode(c.Context, name, func(n *cluster.Node) error {
-			before := n.Options
-			n.Options = before.With(o)
-			changed = cluster.Changed(name, before, n.Options)
-			return nil
-		})
-	})
+	changed, err := m.change(c.Context, name, o)
 	if err == nil {
 		err = m.tellOptions(c.Context, changed)
 	}

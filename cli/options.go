@@ -126,6 +126,7 @@ func optionsCommand() *urfave.Command {
 			{Name: "set", Usage: "change options; an empty value takes one back to its default", ArgsUsage: "OPTIONS",
 				UsageText: "understudy cluster options set O...\n\nexample: understudy cluster options set 'check_ttl_multiplier=3;check_fail_fast=false'",
 				Action:    setOptions},
+			optionsLogCommand(), rollbackCommand(),
 		},
 	}
 }
@@ -178,14 +179,11 @@ func setOptions(c *urfave.Context) error {
 		return err
 	}
 	defer m.close()
-	var before, after cluster.Options
-	if err := patiently(c.Context, func() error {
-		before, after, err = m.reg.SetOptions(c.Context, o)
-		return err
-	}); err != nil {
+	changed, err := m.change(c.Context, "", o)
+	if err != nil {
 		return err
 	}
-	if err := m.tellOptions(c.Context, cluster.Changed("", before, after)); err != nil {
+	if err := m.tellOptions(c.Context, changed); err != nil {
 		return err
 	}
 	for name := range o {
@@ -194,16 +192,31 @@ func setOptions(c *urfave.Context) error {
 	return nil
 }
 
+// change sets options of a node, or of the cluster where node is empty, and returns
+// what that has changed.
+func (m *member) change(ctx context.Context, node string, o cluster.Options) (changed []cluster.OptionChange, err error) {
+	err = patiently(ctx, func() error {
+		if node == "" {
+			before, after, err := m.reg.SetOptions(ctx, o)
+			changed = cluster.Changed("", before, after)
+			return err
+		}
+		return m.reg.UpdateNode(ctx, node, func(n *cluster.Node) error {
+			before := n.Options
+			n.Options = before.With(o)
+			changed = cluster.Changed(node, before, n.Options)
+			return nil
+		})
+	})
+	return changed, err
+}
+
 // tellOptions writes to the history who changed which options.
 func (m *member) tellOptions(ctx context.Context, changes []cluster.OptionChange) error {
 	if len(changes) == 0 {
 		return nil
 	}
-	var said []string
-	for _, o := range changes {
-		said = append(said, o.String())
-	}
-	return m.tell(ctx, cluster.EventOptions, strings.Join(said, "; "), changes)
+	return m.tell(ctx, cluster.EventOptions, revision{Changes: changes}.String(), changes)
 }
 
 // tell writes an event of what an operator has done on this host, which is done

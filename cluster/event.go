@@ -107,6 +107,31 @@ func Changed(node string, before, after Options) (list []OptionChange) {
 	return list
 }
 
+// Undo returns the options, by node and under the empty name those of the cluster,
+// that take changes back. An option that is not any more what such a change made of it
+// is an error, and so is a node that is no member.
+func Undo(v View, changes []OptionChange) (map[string]Options, error) {
+	back := map[string]Options{}
+	for _, c := range changes {
+		now := v.Info.Options
+		if c.Node != "" {
+			n, member := v.Nodes[c.Node]
+			if !member {
+				return nil, fmt.Errorf("%s is no member any more", c.Node)
+			}
+			now = n.Options
+		}
+		if now[c.Name] != c.New {
+			return nil, fmt.Errorf("%s has been changed since, and is %s now", c.Name, cmp.Or(now[c.Name], "default"))
+		}
+		if back[c.Node] == nil {
+			back[c.Node] = Options{}
+		}
+		back[c.Node][c.Name] = c.Old
+	}
+	return back, nil
+}
+
 // serfHealth is Consul's own check of a host.
 const serfHealth = "serfHealth"
 

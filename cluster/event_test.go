@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"maps"
 	"strings"
 	"testing"
 )
@@ -34,6 +35,30 @@ func TestChanged(t *testing.T) {
 	}
 	if c := (OptionChange{Name: "sync_mode", New: "strict"}); c.String() != "sync_mode: default -> strict" {
 		t.Errorf("%q", c)
+	}
+}
+
+// What is undone is what was changed, and only while it is so still.
+func TestUndo(t *testing.T) {
+	v := View{
+		Info:  &Info{Options: Options{"heal": "majority", "sync_mode": "strict"}},
+		Nodes: map[string]Node{"n1": {Name: "n1", Options: Options{"priority": "6"}}},
+	}
+	for name, c := range map[string]struct {
+		changes []OptionChange
+		want    map[string]Options
+		problem string
+	}{
+		"of the cluster":     {[]OptionChange{{"", "heal", "", "majority"}, {"", "ping_targets", "10.0.0.1", ""}}, map[string]Options{"": {"heal": "", "ping_targets": "10.0.0.1"}}, ""},
+		"of a node":          {[]OptionChange{{"n1", "priority", "5", "6"}}, map[string]Options{"n1": {"priority": "5"}}, ""},
+		"changed since":      {[]OptionChange{{"", "sync_mode", "", "async"}}, nil, "sync_mode has been changed since, and is strict now"},
+		"taken away since":   {[]OptionChange{{"n1", "no_failover", "", "true"}}, nil, "no_failover has been changed since, and is default now"},
+		"of a node that was": {[]OptionChange{{"n2", "priority", "", "6"}}, nil, "n2 is no member any more"},
+	} {
+		got, err := Undo(v, c.changes)
+		if !maps.EqualFunc(got, c.want, maps.Equal) || err == nil != (c.problem == "") || err != nil && err.Error() != c.problem {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
 	}
 }
 

@@ -130,7 +130,7 @@ func startRefuses(t *testing.T, g *group) {
 		})
 	}
 	t.Run("not a member", func(t *testing.T) {
-		for _, line := range []string{"nodes list", "status", "token list", "options list", "set-active node1", "events"} {
+		for _, line := range []string{"nodes list", "status", "token list", "options list", "options log", "options rollback", "set-active node1", "events"} {
 			want(t, g.cluster(t, "node1", strings.Fields(line)...), 1, "not a member of a cluster", "cluster start", "cluster join")
 		}
 	})

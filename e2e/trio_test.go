@@ -116,6 +116,33 @@ func show(t *testing.T, g *group) {
 	}
 }
 
+// rollbacks undoes the last change of options, that again, and one of a node by its
+// revision; not what has been changed since.
+func rollbacks(t *testing.T, g *group, value func(string) string) {
+	want(t, g.cluster(t, "node3", "options", "rollback"), 0, "check_ttl_multiplier: default -> 2", "ping_targets: default -> 127.40.1.11,127.40.1.13")
+	if m, p := value("check_ttl_multiplier"), value("ping_targets"); m != "2" || p != "127.40.1.11,127.40.1.13" {
+		t.Errorf("after the rollback check_ttl_multiplier is %q, ping_targets %q", m, p)
+	}
+	want(t, g.cluster(t, "node3", "options", "rollback"), 0, "check_ttl_multiplier: 2 -> default")
+	if m := value("check_ttl_multiplier"); m != "1" {
+		t.Errorf("after the rollback of the rollback check_ttl_multiplier is %q", m)
+	}
+	want(t, g.cluster(t, "node1", "nodes", "update", "node2", "--options", "priority=7"), 0)
+	type revision struct {
+		Revision string
+		Changes  []struct{ Node, Name, Old, New string }
+	}
+	log := ask[[]revision](t, g, "node1", "options", "log")
+	last := log[len(log)-1]
+	if c := last.Changes; len(c) != 1 || c[0].Node != "node2" || c[0].Name != "priority" || c[0].New != "7" {
+		t.Errorf("the last revision is %v", last)
+	}
+	want(t, g.cluster(t, "node1", "options", "rollback", log[len(log)-4].Revision), 1, "check_ttl_multiplier has been changed since, and is default now", "by hand")
+	want(t, g.cluster(t, "node1", "options", "rollback", last.Revision), 0, "priority of node2: 7 -> default")
+	want(t, g.cluster(t, "node1", "options", "rollback", "xyz"), 1, "there is no revision xyz", "options log")
+	want(t, g.cluster(t, "node1", "options", "log"), 0, "REVISION", "node3", "priority of node2: 7 -> default")
+}
+
 func options(t *testing.T, g *group) {
 	value := func(name string) string {
 		t.Helper()
@@ -141,6 +168,7 @@ func options(t *testing.T, g *group) {
 		t.Errorf("check_ttl_multiplier is %q, ping_targets %q", m, p)
 	}
 	want(t, g.cluster(t, "node2", "options", "set", "check_ttl_multiplier=;ping_targets="), 0, "check_ttl_multiplier is 1", "ping_targets is -")
+	rollbacks(t, g, value)
 	for text, words := range map[string][]string{
 		"sync_mod=strict":        {`unknown option "sync_mod"`, "options list"},
 		"sync_mode=perhaps":      {"sync_mode", `"perhaps"`, "strict, available or async"},
