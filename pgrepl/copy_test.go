@@ -1,6 +1,7 @@
 package pgrepl_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -294,6 +295,60 @@ func TestRewindOfDivergedPrimary(t *testing.T) {
 	})
 	if !a.Complete() {
 		t.Error("a rewound directory is not complete")
+	}
+}
+
+// TestRewindArchivesFirst: what the old primary had not archived yet is archived before
+// pg_rewind deletes it, and kept beside where the archive does not take it.
+func TestRewindArchivesFirst(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		address, archive string
+	}{
+		"the archive takes it":  {"127.10.2.", "cp %p ARCHIVE/%f && echo 100%% >&2"},
+		"the archive is broken": {"127.10.3.", "false"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx := ctxOf(t)
+			ca := pgtest.NewCA(t)
+			a := bareNode(t, ca, "node-a", c.address+"21")
+			archive := filepath.Join(filepath.Dir(a.Instance.DataDir), "archive")
+			must(t, os.Mkdir(archive, 0o755))
+			must(t, os.Chmod(archive, 0o777))
+			broken := filepath.Join(filepath.Dir(a.ConfigFile), "conf.d", "archive.conf")
+			must(t, os.WriteFile(broken, []byte("archive_mode = on\narchive_command = 'false'\n"), 0o644))
+			activate(t, a)
+			must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
+			b := newStandby(t, ca, "node-b", c.address+"22", a)
+			a.sql(t, "create table notes as select generate_series(1, 1000) n")
+			a.sql(t, "select pg_switch_wal()")
+			segment := a.query(t, "select pg_walfile_name(pg_current_wal_lsn() - 1)")
+			a.sql(t, "insert into notes values (0)")
+			end := a.Observe(ctx).Position.LSN
+			await(t, "the standby has the rows", func() bool { return b.Observe(ctx).Replayed >= end })
+			_, err := b.Detach(ctx)
+			must(t, err)
+			must(t, b.SetQuorum(ctx, cluster.Quorum{}))
+			_, err = b.Promote(ctx)
+			must(t, err)
+			must(t, b.Gate(ctx, true))
+			a.sql(t, "update notes set n = -n")
+			a.Kill(t)
+			finished, err := os.ReadFile(filepath.Join(a.Instance.DataDir, "pg_wal", segment))
+			must(t, err)
+			must(t, os.WriteFile(broken, []byte("archive_mode = on\narchive_command = '"+strings.ReplaceAll(c.archive, "ARCHIVE", archive)+"'\n"), 0o644))
+			must(t, a.Rewind(ctx, b.upstream(), nil))
+			where := archive
+			if c.archive == "false" {
+				where = a.Instance.DataDir + ".unarchived"
+			}
+			if got, err := os.ReadFile(filepath.Join(where, segment)); err != nil || !bytes.Equal(got, finished) {
+				t.Errorf("%s is not in %s as it was: %d bytes, %v", segment, where, len(got), err)
+			}
+			a.boot(t)
+			a.awaitStreaming(t)
+		})
 	}
 }
 

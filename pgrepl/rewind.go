@@ -65,6 +65,9 @@ func (s *Server) rewind(ctx context.Context, from Upstream, progress func(string
 	if err := s.awaitCheckpoint(ctx, from); err != nil {
 		return err
 	}
+	if err := s.archiveRest(ctx, progress); err != nil {
+		return err
+	}
 	restore, err := s.configured(ctx, "restore_command")
 	if err != nil {
 		return err
