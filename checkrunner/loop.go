@@ -16,6 +16,11 @@ const (
 	postLimit  = 2 * time.Second        // one call of the local agent
 	probeSoon  = 150 * time.Millisecond // between measurements while a check does not pass
 	soonFor    = time.Minute            // how long after the last good one that goes on
+
+	// An agent that comes back has every check for failed until it hears of it, and
+	// tells the servers so as soon as they have a leader. That would end the session of
+	// an active node that is well.
+	repostSoon = 200 * time.Millisecond
 )
 
 // measurement takes one look. It honours ctx.
@@ -90,10 +95,14 @@ func (r *runner) interval(name cluster.Check) time.Duration {
 }
 
 // delay is the time until the next measurement: short while the check does not
-// pass, so that a recovery is soon noticed, but not for ever.
+// pass, so that a recovery is soon noticed, and while the agent does not hear of it,
+// but not for ever.
 func (c *check) delay(now time.Time, d decision, interval time.Duration) time.Duration {
 	if !d.good && now.Sub(c.past.good) < soonFor {
 		return min(probeSoon, interval)
+	}
+	if unheard := d.post != nothing && c.posted == nothing; unheard && now.Sub(c.at) < soonFor {
+		return min(repostSoon, interval)
 	}
 	return interval
 }

@@ -180,8 +180,10 @@ func TestConsulAway(t *testing.T) {
 		if len(b.agent.registered) < 2 {
 			t.Error("the checks were not registered again")
 		}
-		if posts := b.agent.since(cluster.CheckPort, back); len(posts) == 0 || !posts[0].ok {
-			t.Errorf("port after Consul came back: %v", posts)
+		for check := range cluster.Checks() {
+			if posts := b.agent.since(check, back); len(posts) == 0 || !posts[0].ok || posts[0].at > back+repostSoon {
+				t.Errorf("%s after Consul came back at %s: %v", check, back, posts)
+			}
 		}
 	})
 }

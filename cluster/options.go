@@ -145,10 +145,13 @@ func boolean(s string) error {
 	return nil
 }
 
+// factor is of TTLs. The shortest is 5 s, and an agent of Consul may wait 1 s for a new
+// leader before it takes news of a check: a smaller factor would make each election of
+// Consul's a failover.
 func factor(s string) error {
 	f, err := strconv.ParseFloat(s, 64)
-	if err != nil || !(f >= 0.1 && f <= 100) {
-		return fmt.Errorf("must be a number from 0.1 to 100")
+	if err != nil || !(f >= 0.3 && f <= 100) {
+		return fmt.Errorf("must be a number from 0.3 to 100")
 	}
 	return nil
 }
