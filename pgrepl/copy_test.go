@@ -305,14 +305,14 @@ func TestRewindArchivesFirst(t *testing.T) {
 	for name, c := range map[string]struct {
 		address, archive string
 	}{
-		"the archive takes it":  {"127.10.2.", "cp %p ARCHIVE/%f && echo 100%% >&2"},
-		"the archive is broken": {"127.10.3.", "false"},
+		"the archive takes it":  {"127.10.9.1", "cp %p ARCHIVE/%f && echo 100%% >&2"},
+		"the archive is broken": {"127.10.9.2", "false"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			ctx := ctxOf(t)
 			ca := pgtest.NewCA(t)
-			a := bareNode(t, ca, "node-a", c.address+"21")
+			a := bareNode(t, ca, "node-a", c.address+"1")
 			archive := filepath.Join(filepath.Dir(a.Instance.DataDir), "archive")
 			must(t, os.Mkdir(archive, 0o755))
 			must(t, os.Chmod(archive, 0o777))
@@ -320,7 +320,7 @@ func TestRewindArchivesFirst(t *testing.T) {
 			must(t, os.WriteFile(broken, []byte("archive_mode = on\narchive_command = 'false'\n"), 0o644))
 			activate(t, a)
 			must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
-			b := newStandby(t, ca, "node-b", c.address+"22", a)
+			b := newStandby(t, ca, "node-b", c.address+"2", a)
 			a.sql(t, "create table notes as select generate_series(1, 1000) n")
 			a.sql(t, "select pg_switch_wal()")
 			segment := a.query(t, "select pg_walfile_name(pg_current_wal_lsn() - 1)")
