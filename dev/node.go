@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/understudy-ha/understudy/config"
+	"github.com/understudy-ha/understudy/pgrepl"
 	"github.com/understudy-ha/understudy/services/proctree"
 	"github.com/understudy-ha/understudy/services/supervisor"
 )
@@ -234,6 +235,9 @@ func Down(ctx context.Context, dir string, keep bool) error {
 		return nil
 	}
 	for _, n := range c.Nodes {
+		if err := n.releaseMemory(); err != nil {
+			return fmt.Errorf("delete %s: %w", n.Name, err)
+		}
 		if err := os.RemoveAll(n.Root); err != nil {
 			return fmt.Errorf("delete %s: %w", n.Name, err)
 		}
@@ -244,6 +248,15 @@ func Down(ctx context.Context, dir string, keep bool) error {
 	// What is not ours stays, and the folder with it.
 	_ = os.Remove(c.Dir)
 	return nil
+}
+
+// releaseMemory lets go of what the killed PostgreSQL of a node that is deleted holds.
+func (n Node) releaseMemory() error {
+	servers, err := filepath.Glob(filepath.Join(n.Root, "var/lib/postgresql/*/main*"))
+	for _, dir := range servers {
+		err = errors.Join(err, pgrepl.ReleaseMemory(dir))
+	}
+	return err
 }
 
 // RunInit is the init of the node below root; see supervisor.Run.

@@ -145,6 +145,9 @@ func (s *Server) swapIn(temp string) error {
 	if err != nil {
 		return fmt.Errorf("put the clone in place: %w", err)
 	}
+	if err := ReleaseMemory(old); err != nil {
+		s.log.Warn("memory of the earlier server is left", "error", err)
+	}
 	return syncPath(parent)
 }
 

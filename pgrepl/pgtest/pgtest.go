@@ -22,6 +22,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/understudy-ha/understudy/pgrepl"
 	"github.com/understudy-ha/understudy/pgrepl/internal/command"
 )
 
@@ -239,6 +240,9 @@ func (i *Instance) Launch(t testing.TB) {
 	if first {
 		t.Cleanup(func() {
 			i.Kill(t)
+			if err := pgrepl.ReleaseMemory(i.DataDir); err != nil {
+				t.Error(err)
+			}
 			if t.Failed() {
 				t.Logf("log of %s:\n%s", i.Address, i.Log(t))
 			}
