@@ -38,6 +38,8 @@ type registry struct {
 	changed  chan struct{} // closed at the next change
 	foreign  bool          // what is there is not this cluster
 	down     bool          // it has no leader, and ends no sessions
+	lingers  bool          // the next publication of the sync set is not answered
+	late     func()        // carries it out
 }
 
 type session struct {
@@ -193,13 +195,23 @@ func (s *fakeStore) SetSync(ctx context.Context, session string, index uint64, s
 		return false, err
 	}
 	defer s.h.w.mu.Unlock()
-	if index != r.view.SyncIndex || r.view.Leader.Session != session || session == "" {
-		return false, nil
+	write := func() bool {
+		if index != r.view.SyncIndex || r.view.Leader.Session != session || session == "" {
+			return false
+		}
+		r.view.Sync, r.view.SyncIndex = set, r.touch()
+		s.h.w.note("", "sync set of %s: %d of %v", set.Leader, set.K, set.Members)
+		s.h.w.flow()
+		return true
 	}
-	r.view.Sync, r.view.SyncIndex = set, r.touch()
-	s.h.w.note("", "sync set of %s: %d of %v", set.Leader, set.K, set.Members)
-	s.h.w.flow()
-	return true, nil
+	if r.lingers {
+		r.lingers, r.late = false, func() { write() }
+		s.h.w.mu.Unlock()
+		<-ctx.Done()
+		s.h.w.mu.Lock()
+		return false, ctx.Err()
+	}
+	return write(), nil
 }
 
 type fakeLocks struct{ h *host }

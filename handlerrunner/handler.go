@@ -139,6 +139,7 @@ type Handler struct {
 	roster   roster        // when each standby was last connected
 	slotted  []string      // who has a slot here
 	changed  cluster.LSN   // position after the quorum in effect was set
+	settled  bool          // no publication of the sync set, by this process or one before, is under way
 	advanced time.Time     // when Divergence was last advanced
 	rewound  cluster.Epoch // for which a rewind was tried; the rejoin job's own
 	told     told

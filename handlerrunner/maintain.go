@@ -66,6 +66,9 @@ func (h *Handler) maintain(ctx context.Context, o cluster.Observation) error {
 	if db.Primary != cluster.Yes || view.Sync.Epoch != o.LeaseEpoch {
 		return nil
 	}
+	if !h.settled {
+		return h.republish(ctx, o.LeaseEpoch)
+	}
 	mode := view.SyncMode()
 	standbys := h.roster.update(time.Now(), db, view.Sync.Members, o.View.Options("").Stretch(dropAfter))
 	standbys = slices.DeleteFunc(standbys, func(n string) bool { return !slices.Contains(others, n) })
@@ -99,6 +102,24 @@ func (h *Handler) maintain(ctx context.Context, o cluster.Observation) error {
 		}
 		h.wake()
 	}
+	return nil
+}
+
+// republish publishes the sync set as it is. A publication that was given up may yet be
+// carried out, long after: as long as the key is as it was. Until that is out of the
+// question the quorum is not changed, because either of the two sets may count.
+func (h *Handler) republish(ctx context.Context, epoch cluster.Epoch) error {
+	view, err := h.Store.View(ctx)
+	if err != nil {
+		return fmt.Errorf("publish the sync set: %w", err)
+	}
+	if view.Sync.Epoch != epoch {
+		return errMoved
+	}
+	if err := h.publish(ctx, view, view.Sync); err != nil {
+		return err
+	}
+	h.wake()
 	return nil
 }
 

@@ -233,7 +233,9 @@ func (h *Handler) publish(ctx context.Context, view cluster.View, s cluster.Sync
 	if lease == nil {
 		return fmt.Errorf("publish the sync set: %w", errMoved)
 	}
+	h.settled = false
 	ok, err := h.Store.SetSync(ctx, lease.ID(), view.SyncIndex, s)
+	h.settled = err == nil // nothing that was begun before finds the key as it was
 	if err == nil && !ok {
 		err = errMoved
 	}

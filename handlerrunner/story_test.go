@@ -266,6 +266,8 @@ var quick = map[string]func(*world, *host, []string) error{
 		w.reg.foreign = false
 		return nil
 	},
+	"linger": func(w *world, _ *host, _ []string) error { w.reg.lingers = true; return nil },
+	"arrive": func(w *world, _ *host, _ []string) error { w.reg.late(); return nil }, // what lingered
 	"unplug": func(_ *world, h *host, _ []string) error { h.pg.unplugged = true; return nil },
 	"stall":  func(_ *world, h *host, _ []string) error { h.pg.stalled = true; return nil },
 	"pause": func(w *world, _ *host, _ []string) error {

@@ -302,6 +302,10 @@ func testSync(t *testing.T, f *fixture) {
 	if !write(index) || f.view(t).Sync.K != 0 {
 		t.Error("not changed")
 	}
+	again := f.view(t).SyncIndex
+	if !write(again) || write(again) {
+		t.Error("the same set does not stand in the way of a write that was begun before")
+	}
 	check(t, lease.Release(ctx))
 	_, err = f.SetSync(ctx, lease.ID(), f.view(t).SyncIndex, set)
 	want(t, err, registry.ErrSessionGone)

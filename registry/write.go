@@ -229,10 +229,12 @@ func (c *Client) SetNextMaster(ctx context.Context, seen cluster.View, a cluster
 // exist) and session holds the leader lock: whoever has seen the lock free has
 // then seen the last word on the sync set. ok is false when the key was changed
 // in between; a session without the lock is an error that wraps ErrSessionGone.
+// The index moves on also where the set is the same.
 func (c *Client) SetSync(ctx context.Context, session string, index uint64, s cluster.SyncSet) (ok bool, err error) {
 	_, err = c.transact(ctx, "publish the sync set",
 		&api.KVTxnOp{Verb: api.KVCheckSession, Key: keyLeader, Session: session},
-		&api.KVTxnOp{Verb: api.KVCAS, Key: keySync, Value: encode(s), Index: index})
+		// Consul does not write what is there already, but the flags differ each time.
+		&api.KVTxnOp{Verb: api.KVCAS, Key: keySync, Value: encode(s), Index: index, Flags: index})
 	op, _, refused := refusal(err)
 	switch {
 	case !refused:
