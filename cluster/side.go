@@ -245,7 +245,8 @@ func tipOf(b Ballot) (tip Answer, found bool) {
 // from there, or it was cut off from a later timeline of the cluster than that one is
 // on.
 func (a Answer) outdates(o Answer) bool {
-	return a.leads(o) || a.Side.Fork.Timeline > o.Position.Timeline
+	behind := a.Position.Timeline == o.Position.Timeline && a.Position.LSN < o.Position.LSN
+	return a.leads(o) && !behind || a.Side.Fork.Timeline > o.Position.Timeline
 }
 
 // unconfirmed says that nothing on the cluster's own line was acknowledged after the

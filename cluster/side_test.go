@@ -118,6 +118,12 @@ var electedAfterAPartition = map[string]struct {
 	"which does not matter where nothing was written": {func(b *Ballot) {
 		b.Answers[0].Last = &LastWrite{}
 	}, "c", ""},
+	"a standby of the side that has received nothing of it is behind on the cluster's own line": {func(b *Ballot) {
+		a := sound("a", 100)
+		a.Side, a.Last = b.Answers[1].Side, &LastWrite{Clock: written(0).Clock}
+		b.Answers[1].Last = a.Last
+		b.Answers = append(b.Answers, a)
+	}, "b", "furthest"},
 	"the side did not come for the lock": {func(b *Ballot) {
 		b.View.Leader.Epoch, b.View.NextMaster = 5, Assignment{Node: "c", Epoch: 6}
 		b.View.Sync.Members, b.Answers[0].Position.LSN = []string{"b", "c"}, 100
