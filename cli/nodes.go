@@ -66,6 +66,7 @@ func nodesCommand() *urfave.Command {
 					timeoutFlag(120 * time.Second)},
 				Action:    removeNode,
 				UsageText: "understudy cluster nodes remove [--force] NAME\n\nexample: understudy cluster nodes remove gamma"},
+			waitCommand(),
 		},
 	}
 }

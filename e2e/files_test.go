@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -18,6 +19,15 @@ func files(t *testing.T, g *group) {
 	first := s.Active
 	g.write(t, first, "a.txt", "from the first active")
 	g.arrives(t, "a.txt", "from the first active", "node1", "node2", "node3")
+	// A command waits until it is there.
+	long := strings.Repeat("from the first active, too\n", 1<<20)
+	g.write(t, first, "long.txt", long)
+	want(t, g.cluster(t, "node2", "nodes", "wait"), 0, "wait for node1, node2, node3")
+	for _, n := range s.Nodes {
+		if text, err := os.ReadFile(g.at(t, n.Name, "long.txt")); err != nil || string(text) != long {
+			t.Errorf("%s has %d bytes of long.txt when all have waited: %v", n.Name, len(text), err)
+		}
+	}
 	// A standby's own file is not spread, and is kept.
 	g.write(t, s.Standbys()[0], "stray.txt", "a standby's")
 	// What the active wrote before it went down and has not sent stays its own.
@@ -26,6 +36,7 @@ func files(t *testing.T, g *group) {
 	g.write(t, first, "unsent.txt", "never sent")
 	g.must(t, "kill", first)
 	g.epochAfter(t, s)
+	want(t, g.cluster(t, s.Standbys()[0], "nodes", "wait", "--timeout", "3s", first), 4, first+" does not answer")
 	g.write(t, g.activeNow(t, s.Standbys()[0]), "b.txt", "from the second active")
 	g.arrives(t, "b.txt", "from the second active", s.Standbys()...)
 	g.must(t, "start", first)
