@@ -72,7 +72,10 @@ func (r *run) say(format string, args ...any) {
 
 func (r *run) up(ctx context.Context) error {
 	r.arena = &arena{have: machine(), history: &history{began: time.Now()}}
-	opts := dev.UpOptions{Dir: r.Dir, Nodes: r.Nodes, FirstAddress: r.FirstAddress, Bin: r.Bin, Prepare: r.have.prepare}
+	opts := dev.UpOptions{
+		Dir: r.Dir, Nodes: r.Nodes, FirstAddress: r.FirstAddress, Bin: r.Bin, Prepare: r.have.prepare,
+		Options: []string{"minority_after=" + noParts.String()},
+	}
 	if !r.have.root {
 		r.say("not root: partitions and full disks are left out")
 	}
@@ -87,6 +90,11 @@ func (r *run) up(ctx context.Context) error {
 	r.Rig = made
 	return nil
 }
+
+// noParts is longer than any cut and what follows it: what a part of the cluster that
+// is cut off serves is at risk, and no part of one linearizable history. e2e and the
+// simulator look at that.
+const noParts = time.Minute
 
 // down takes the cluster down, also when ctx has ended.
 func (r *run) down(ctx context.Context) error {
