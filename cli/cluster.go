@@ -177,6 +177,23 @@ func openMember(c *urfave.Context) (*member, error) {
 
 func (m *member) close() { m.reg.Close() }
 
+// onMember makes the action of a command that takes these arguments, on a host that is
+// a member.
+func onMember(do func(c *urfave.Context, m *member, args []string) error, args ...string) urfave.ActionFunc {
+	return func(c *urfave.Context) error {
+		given, err := exactly(c, args...)
+		if err != nil {
+			return err
+		}
+		m, err := openMember(c)
+		if err != nil {
+			return err
+		}
+		defer m.close()
+		return do(c, m, given)
+	}
+}
+
 // leaderWithin is what Consul's servers need to elect a leader, when theirs has
 // died, and a little more.
 const leaderWithin = 8 * time.Second

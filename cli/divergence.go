@@ -23,10 +23,10 @@ func divergenceCommand() *urfave.Command {
 	return &urfave.Command{
 		Name: "divergence", Usage: "what a losing side wrote: list it, read it, and apply it again",
 		Subcommands: []*urfave.Command{
-			{Name: "list", Usage: "the exports on this node and on every node that answers", Flags: []urfave.Flag{jsonFlag()}, Action: listDivergences,
+			{Name: "list", Usage: "the exports on this node and on every node that answers", Flags: []urfave.Flag{jsonFlag()}, Action: onMember(listDivergences),
 				UsageText: "understudy divergence list [--json]\n\nexample: understudy divergence list"},
 			{Name: "show", Usage: "what one export holds: counts for each table, sequences, changes of the schema", ArgsUsage: "ID",
-				Flags: []urfave.Flag{jsonFlag()}, Action: showDivergence,
+				Flags: []urfave.Flag{jsonFlag()}, Action: onMember(showDivergence, "ID"),
 				UsageText: "understudy divergence show [--json] ID\n\nexample: understudy divergence show 20261121T081500Z-beta-epoch5"},
 			{Name: "export", Usage: "every change, one a line", ArgsUsage: "ID", Action: exportDivergence,
 				Flags: []urfave.Flag{
@@ -38,7 +38,7 @@ func divergenceCommand() *urfave.Command {
 				Flags: []urfave.Flag{jsonFlag(),
 					&urfave.BoolFlag{Name: "yes", Usage: "change the database; without it nothing is changed"},
 					timeoutFlag(900 * time.Second)},
-				Action: applyDivergence,
+				Action: onMember(applyDivergence, "ID"),
 				UsageText: "understudy divergence apply [--yes] [--json] ID\n\nIt is run on the active node. Changes that conflict are left out; exit code 1 when there are any with --yes.\n\n" +
 					"example: understudy divergence apply 20261121T081500Z-beta-epoch5"},
 		},
@@ -122,15 +122,7 @@ func (m *member) changes(ctx context.Context, h held) (io.ReadCloser, error) {
 	return m.peers.DivergenceChanges(ctx, h.on, h.ID)
 }
 
-func listDivergences(c *urfave.Context) error {
-	if _, err := exactly(c); err != nil {
-		return err
-	}
-	m, err := openMember(c)
-	if err != nil {
-		return err
-	}
-	defer m.close()
+func listDivergences(c *urfave.Context, m *member, _ []string) error {
 	list, silent, err := m.exports(c.Context)
 	if err != nil {
 		return err
@@ -161,16 +153,7 @@ func completeness(s divergence.Summary) string {
 	return "partly"
 }
 
-func showDivergence(c *urfave.Context) error {
-	args, err := exactly(c, "ID")
-	if err != nil {
-		return err
-	}
-	m, err := openMember(c)
-	if err != nil {
-		return err
-	}
-	defer m.close()
+func showDivergence(c *urfave.Context, m *member, args []string) error {
 	h, err := m.find(c.Context, args[0])
 	if err != nil {
 		return err
@@ -254,16 +237,7 @@ func write(w io.Writer, format string, s divergence.Summary, changes io.Reader) 
 	return err
 }
 
-func applyDivergence(c *urfave.Context) error {
-	args, err := exactly(c, "ID")
-	if err != nil {
-		return err
-	}
-	m, err := openMember(c)
-	if err != nil {
-		return err
-	}
-	defer m.close()
+func applyDivergence(c *urfave.Context, m *member, args []string) error {
 	ctx, cancel := withTimeout(c)
 	defer cancel()
 	h, err := m.find(ctx, args[0])

@@ -20,19 +20,11 @@ func drillCommand() *urfave.Command {
 		UsageText: "understudy cluster drill [--to NAME] [--timeout 120s] [--json]\n\nClients lose their sessions twice, as with set-active. The exit code is 1 if anything acknowledged was lost.\n\nexample: understudy cluster drill --to beta",
 		Flags: []urfave.Flag{jsonFlag(), timeoutFlag(120 * time.Second),
 			&urfave.StringFlag{Name: "to", Usage: "the `NAME` of the node that takes over for a while (default: the best standby)"}},
-		Action: runDrill,
+		Action: onMember(runDrill),
 	}
 }
 
-func runDrill(c *urfave.Context) error {
-	if _, err := exactly(c); err != nil {
-		return err
-	}
-	m, err := openMember(c)
-	if err != nil {
-		return err
-	}
-	defer m.close()
+func runDrill(c *urfave.Context, m *member, _ []string) error {
 	if m.host.Record.Node.Kind != cluster.Manager {
 		return fmt.Errorf("%s is a runner, and its certificate does not open the database; drill on a manager", m.host.Record.Node.Name)
 	}

@@ -53,9 +53,9 @@ func nodesCommand() *urfave.Command {
 	return &urfave.Command{
 		Name: "nodes", Usage: "the members of the cluster",
 		Subcommands: []*urfave.Command{
-			{Name: "list", Usage: "every member with its state and health", Flags: []urfave.Flag{jsonFlag()}, Action: listNodes,
+			{Name: "list", Usage: "every member with its state and health", Flags: []urfave.Flag{jsonFlag()}, Action: onMember(listNodes),
 				UsageText: "understudy cluster nodes list [--json]\n\nexample: understudy cluster nodes list"},
-			{Name: "get", Usage: "one member, with its options and what each check says", ArgsUsage: "NAME", Flags: []urfave.Flag{jsonFlag()}, Action: getNode,
+			{Name: "get", Usage: "one member, with its options and what each check says", ArgsUsage: "NAME", Flags: []urfave.Flag{jsonFlag()}, Action: onMember(getNode, "NAME"),
 				UsageText: "understudy cluster nodes get [--json] NAME\n\nexample: understudy cluster nodes get alpha"},
 			{Name: "update", Usage: "change the options of one member; an empty value takes one back to the cluster's", ArgsUsage: "NAME",
 				Flags: []urfave.Flag{optionsFlag()}, Action: updateNode,
@@ -64,22 +64,14 @@ func nodesCommand() *urfave.Command {
 				Flags: []urfave.Flag{
 					&urfave.BoolFlag{Name: "force", Usage: "remove an active node although no other can take over"},
 					timeoutFlag(120 * time.Second)},
-				Action:    removeNode,
+				Action:    onMember(removeNode, "NAME"),
 				UsageText: "understudy cluster nodes remove [--force] NAME\n\nexample: understudy cluster nodes remove gamma"},
 			waitCommand(),
 		},
 	}
 }
 
-func listNodes(c *urfave.Context) error {
-	if _, err := exactly(c); err != nil {
-		return err
-	}
-	m, err := openMember(c)
-	if err != nil {
-		return err
-	}
-	defer m.close()
+func listNodes(c *urfave.Context, m *member, _ []string) error {
 	o, err := m.look(c.Context)
 	if err != nil {
 		return err
@@ -233,16 +225,7 @@ func sumUp(health map[string]registry.CheckState, checks []string) string {
 	return "OK"
 }
 
-func getNode(c *urfave.Context) error {
-	args, err := exactly(c, "NAME")
-	if err != nil {
-		return err
-	}
-	m, err := openMember(c)
-	if err != nil {
-		return err
-	}
-	defer m.close()
+func getNode(c *urfave.Context, m *member, args []string) error {
 	o, err := m.look(c.Context)
 	if err != nil {
 		return err
@@ -331,16 +314,7 @@ func updateNode(c *urfave.Context) error {
 	return err
 }
 
-func removeNode(c *urfave.Context) error {
-	args, err := exactly(c, "NAME")
-	if err != nil {
-		return err
-	}
-	m, err := openMember(c)
-	if err != nil {
-		return err
-	}
-	defer m.close()
+func removeNode(c *urfave.Context, m *member, args []string) error {
 	view, err := m.view(c.Context)
 	if err != nil {
 		return err

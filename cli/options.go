@@ -122,7 +122,7 @@ func optionsCommand() *urfave.Command {
 		Subcommands: []*urfave.Command{
 			{Name: "list", Usage: "every option: what is in force, its default, unit and effect",
 				UsageText: "understudy cluster options list [--json]\n\nexample: understudy cluster options list",
-				Flags:     []urfave.Flag{jsonFlag()}, Action: listOptions},
+				Flags:     []urfave.Flag{jsonFlag()}, Action: onMember(listOptions)},
 			{Name: "set", Usage: "change options; an empty value takes one back to its default", ArgsUsage: "OPTIONS",
 				UsageText: "understudy cluster options set O...\n\nexample: understudy cluster options set 'check_ttl_multiplier=3;check_fail_fast=false'",
 				Action:    setOptions},
@@ -131,15 +131,7 @@ func optionsCommand() *urfave.Command {
 	}
 }
 
-func listOptions(c *urfave.Context) error {
-	if _, err := exactly(c); err != nil {
-		return err
-	}
-	m, err := openMember(c)
-	if err != nil {
-		return err
-	}
-	defer m.close()
+func listOptions(c *urfave.Context, m *member, _ []string) error {
 	view, err := m.view(c.Context)
 	if err != nil {
 		return err

@@ -26,26 +26,20 @@ func optionsLogCommand() *urfave.Command {
 		Name: "log", Usage: "who changed which options, and when; the oldest first",
 		UsageText: "understudy cluster options log [--json]\n\nexample: understudy cluster options log",
 		Flags:     []urfave.Flag{jsonFlag()},
-		Action: func(c *urfave.Context) error {
-			if _, err := exactly(c); err != nil {
-				return err
-			}
-			m, err := openMember(c)
-			if err != nil {
-				return err
-			}
-			defer m.close()
-			all, err := m.revisions(c)
-			if err != nil {
-				return err
-			}
-			var lines [][]string
-			for _, r := range all {
-				lines = append(lines, []string{r.ID, r.At.Local().Format(time.DateTime), r.By, r.String()})
-			}
-			return show(c, all, func(w io.Writer) { table(w, "REVISION AT BY CHANGES", lines) })
-		},
+		Action:    onMember(listRevisions),
 	}
+}
+
+func listRevisions(c *urfave.Context, m *member, _ []string) error {
+	all, err := m.revisions(c)
+	if err != nil {
+		return err
+	}
+	var lines [][]string
+	for _, r := range all {
+		lines = append(lines, []string{r.ID, r.At.Local().Format(time.DateTime), r.By, r.String()})
+	}
+	return show(c, all, func(w io.Writer) { table(w, "REVISION AT BY CHANGES", lines) })
 }
 
 func rollbackCommand() *urfave.Command {

@@ -31,40 +31,34 @@ func statusCommand() *urfave.Command {
 		Name: "status", Usage: "who is active, since which epoch, and how safe the data is; exit code 3 when nobody is active",
 		UsageText: "understudy cluster status [--json]\n\nexample: understudy cluster status",
 		Flags:     []urfave.Flag{jsonFlag()},
-		Action: func(c *urfave.Context) error {
-			if _, err := exactly(c); err != nil {
-				return err
-			}
-			m, err := openMember(c)
-			if err != nil {
-				return err
-			}
-			defer m.close()
-			o, err := m.look(c.Context)
-			if err != nil {
-				return err
-			}
-			view := o.view
-			s := clusterStatus{
-				ID: view.Info.ID, Created: view.Info.Created, Epoch: view.NextMaster.Epoch, Timeline: uint32(view.Leader.Timeline),
-				Named: view.NextMaster.Node, Reason: view.NextMaster.Reason, Paused: view.Info.Paused, Sync: view.Sync, Nodes: o.rows, CutOff: o.cutOff,
-			}
-			_, none := active(view)
-			if none == nil {
-				s.Active = view.Leader.Node
-			}
-			if o.cutOff != "" {
-				s.Active, none = o.serving(), nil
-				if s.Active == "" {
-					none = fmt.Errorf("%w in the part of the cluster that %s is in", errNoActive, m.host.Record.Node.Name)
-				}
-			}
-			if err := show(c, s, func(w io.Writer) { printStatus(w, s) }); err != nil {
-				return err
-			}
-			return none
-		},
+		Action:    onMember(showCluster),
 	}
+}
+
+func showCluster(c *urfave.Context, m *member, _ []string) error {
+	o, err := m.look(c.Context)
+	if err != nil {
+		return err
+	}
+	view := o.view
+	s := clusterStatus{
+		ID: view.Info.ID, Created: view.Info.Created, Epoch: view.NextMaster.Epoch, Timeline: uint32(view.Leader.Timeline),
+		Named: view.NextMaster.Node, Reason: view.NextMaster.Reason, Paused: view.Info.Paused, Sync: view.Sync, Nodes: o.rows, CutOff: o.cutOff,
+	}
+	_, none := active(view)
+	if none == nil {
+		s.Active = view.Leader.Node
+	}
+	if o.cutOff != "" {
+		s.Active, none = o.serving(), nil
+		if s.Active == "" {
+			none = fmt.Errorf("%w in the part of the cluster that %s is in", errNoActive, m.host.Record.Node.Name)
+		}
+	}
+	if err := show(c, s, func(w io.Writer) { printStatus(w, s) }); err != nil {
+		return err
+	}
+	return none
 }
 
 func printStatus(w io.Writer, s clusterStatus) {
@@ -90,20 +84,11 @@ func setActiveCommand() *urfave.Command {
 		UsageText: "understudy cluster set-active [--timeout 60s] [--allow-data-loss] NAME\n\nexample: understudy cluster set-active beta",
 		Flags: []urfave.Flag{timeoutFlag(60 * time.Second),
 			&urfave.BoolFlag{Name: "allow-data-loss", Usage: "when no node is active and none is elected: promote NAME, although commits that were acknowledged may be missing there"}},
-		Action: setActive,
+		Action: onMember(setActive, "NAME"),
 	}
 }
 
-func setActive(c *urfave.Context) error {
-	args, err := exactly(c, "NAME")
-	if err != nil {
-		return err
-	}
-	m, err := openMember(c)
-	if err != nil {
-		return err
-	}
-	defer m.close()
+func setActive(c *urfave.Context, m *member, args []string) error {
 	ctx, cancel := withTimeout(c)
 	defer cancel()
 	view, err := m.view(ctx)
@@ -149,26 +134,20 @@ func eventsCommand() *urfave.Command {
 		Flags: []urfave.Flag{jsonFlag(),
 			&urfave.DurationFlag{Name: "since", Value: 24 * time.Hour, Usage: "not older than this `TIME`"},
 			&urfave.BoolFlag{Name: "follow", Usage: "go on with what happens from now on"}},
-		Action: func(c *urfave.Context) error {
-			if _, err := exactly(c); err != nil {
-				return err
-			}
-			m, err := openMember(c)
-			if err != nil {
-				return err
-			}
-			defer m.close()
-			since := time.Now().Add(-c.Duration("since"))
-			if c.Bool("follow") {
-				return m.reg.WatchEvents(c.Context, since, func(e cluster.Event) { printEvents(out(c), []cluster.Event{e}) })
-			}
-			events, err := m.reg.Events(c.Context, since)
-			if err != nil {
-				return err
-			}
-			return show(c, events, func(w io.Writer) { printEvents(w, events) })
-		},
+		Action: onMember(showEvents),
 	}
+}
+
+func showEvents(c *urfave.Context, m *member, _ []string) error {
+	since := time.Now().Add(-c.Duration("since"))
+	if c.Bool("follow") {
+		return m.reg.WatchEvents(c.Context, since, func(e cluster.Event) { printEvents(out(c), []cluster.Event{e}) })
+	}
+	events, err := m.reg.Events(c.Context, since)
+	if err != nil {
+		return err
+	}
+	return show(c, events, func(w io.Writer) { printEvents(w, events) })
 }
 
 func printEvents(w io.Writer, events []cluster.Event) {

@@ -24,9 +24,9 @@ func tokenCommand() *urfave.Command {
 					&urfave.StringFlag{Name: "node", Usage: "only for the host that joins as `NAME`"},
 					&urfave.StringFlag{Name: "kind", Value: string(cluster.Manager), Usage: "only for this `KIND` of member: manager or runner"}},
 				Action: createToken},
-			{Name: "list", Usage: "the tokens there are, without their secrets", Flags: []urfave.Flag{jsonFlag()}, Action: listTokens,
+			{Name: "list", Usage: "the tokens there are, without their secrets", Flags: []urfave.Flag{jsonFlag()}, Action: onMember(listTokens),
 				UsageText: "understudy cluster token list [--json]\n\nexample: understudy cluster token list"},
-			{Name: "revoke", Usage: "make a token useless", ArgsUsage: "ID", Action: revokeToken,
+			{Name: "revoke", Usage: "make a token useless", ArgsUsage: "ID", Action: onMember(revokeToken, "ID"),
 				UsageText: "understudy cluster token revoke ID\n\nexample: understudy cluster token revoke 4be1c2d09a3f5d77"},
 		},
 	}
@@ -102,15 +102,7 @@ type tokenRow struct {
 	State   string       `json:"state"` // open, expired, or used by NAME
 }
 
-func listTokens(c *urfave.Context) error {
-	if _, err := exactly(c); err != nil {
-		return err
-	}
-	m, err := openMember(c)
-	if err != nil {
-		return err
-	}
-	defer m.close()
+func listTokens(c *urfave.Context, m *member, _ []string) error {
 	tokens, err := m.reg.ListTokens(c.Context)
 	if err != nil {
 		return err
@@ -130,16 +122,7 @@ func listTokens(c *urfave.Context) error {
 	return show(c, rows, func(w io.Writer) { table(w, "ID NODE KIND EXPIRES STATE", lines) })
 }
 
-func revokeToken(c *urfave.Context) error {
-	args, err := exactly(c, "ID")
-	if err != nil {
-		return err
-	}
-	m, err := openMember(c)
-	if err != nil {
-		return err
-	}
-	defer m.close()
+func revokeToken(c *urfave.Context, m *member, args []string) error {
 	if err := m.reg.RevokeToken(c.Context, args[0]); err != nil {
 		return err
 	}
