@@ -175,6 +175,21 @@ func forced(b Ballot) Outcome {
 	return Outcome{Reason: "an operator named " + b.Target, Passed: []Passed{{b.Target, reason}}}
 }
 
+// pastForks bounds Assignment.Past. Who was away for longer learns the whole history
+// from the active node itself.
+const pastForks = 16
+
+// Past is what is told in the Assignment of a node that has answered.
+func (b Ballot) Past(node string) History {
+	for _, a := range b.Answers {
+		if a.Node == node {
+			way := append(slices.Clone(a.History), Fork{a.Position.Timeline, a.Position.LSN})
+			return way[max(0, len(way)-pastForks):]
+		}
+	}
+	return nil
+}
+
 // Unconfirmed names the node that the last election named and that never opened
 // to clients: it did not come for the lock, or failed on the way.
 func Unconfirmed(v View) []string {

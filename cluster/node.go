@@ -149,6 +149,10 @@ type Assignment struct {
 	// Whoever is named makes a later one, also where a part of the cluster
 	// whose numbers are lower goes on.
 	Above Timeline `json:"above,omitempty"`
+	// Past is the last of the way to the timeline that the named node makes, the fork
+	// from where it stands included. Nobody else's WAL may be beyond that. Empty: not
+	// known.
+	Past History `json:"past,omitempty"`
 }
 
 // Leader is the value of the leader key. Held says whether a session holds the

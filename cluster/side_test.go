@@ -225,6 +225,42 @@ func TestElectAfterAPartition(t *testing.T) {
 	}
 }
 
+// Who follows a node that has not told its line yet knows by this whether its WAL leads
+// there.
+func TestPast(t *testing.T) {
+	long := History{}
+	for tl := Timeline(1); tl < 40; tl++ {
+		long = append(long, Fork{tl, LSN(tl) * 10})
+	}
+	b := Ballot{Answers: []Answer{
+		{Node: "a", Position: Position{3, 300}, History: History{{1, 100}, {2, 200}}},
+		{Node: "b", Position: Position{40, 400}, History: long},
+		{Node: "c", Position: Position{1, 50}},
+	}}
+	for _, c := range []struct {
+		winner string
+		p      Position
+		own    History
+		want   bool
+	}{
+		{"a", Position{3, 300}, History{{1, 100}, {2, 200}}, true},
+		{"a", Position{3, 301}, History{{1, 100}, {2, 200}}, false}, // has more
+		{"a", Position{2, 200}, History{{1, 100}}, true},
+		{"a", Position{2, 201}, History{{1, 100}}, false},
+		{"a", Position{2, 150}, History{{1, 90}}, false}, // another timeline of that number
+		{"a", Position{1, 100}, nil, true},
+		{"a", Position{4, 250}, History{{1, 100}, {2, 200}, {3, 240}}, false},
+		{"b", Position{39, 390}, long[:38], true},
+		{"b", Position{5, 20}, long[:4], false}, // too long ago to be told
+		{"c", Position{1, 50}, nil, true},
+		{"d", Position{1, 50}, nil, false}, // did not answer
+	} {
+		if got := b.Past(c.winner).Leads(0, c.p, c.own); got != c.want {
+			t.Errorf("%v leads to %s: %v, want %v", c.p, c.winner, got, c.want)
+		}
+	}
+}
+
 func TestElectSide(t *testing.T) {
 	v := trio()
 	in := func(node string, lsn LSN, verdict Verdict) Answer {

@@ -164,8 +164,13 @@ func (h *Handler) follow(ctx context.Context, o cluster.Observation) error {
 		return err
 	}
 	if o.Running != cluster.Yes {
-		h.attach(ctx, o.View.Upstream())
+		if recruits(o.View) {
+			h.attach(ctx, o.View.Upstream())
+		}
 		return nil
+	}
+	if led, err := h.led(ctx, o.View); err != nil || !led {
+		return err
 	}
 	// They would keep WAL back for ever, and nobody is to take from here what comes.
 	if err := h.Replication.Slots(ctx, "", nil); err != nil {
@@ -206,6 +211,38 @@ func (h *Handler) mayFollow(ctx context.Context, v cluster.View) (bool, error) {
 	}
 	return true, h.embark(l)
 }
+
+// led says whether this node's WAL leads to that of the active one. PostgreSQL lets
+// a standby in that has forked, and what it says that it holds counts: no commit below
+// that is waited for any more, until the active's server is started again. So a node
+// connects only when its position is final, and known to be on the way. The caller
+// holds moving.
+func (h *Handler) led(ctx context.Context, v cluster.View) (bool, error) {
+	l := v.Leader
+	if _, _, db := h.snapshot(); db.Streaming && db.Upstream == v.Nodes[l.Node].Address {
+		return true, nil
+	}
+	at, err := h.Replication.Detach(ctx)
+	if err != nil {
+		return false, err
+	}
+	own, err := h.Replication.History(ctx, at.Timeline)
+	if err != nil {
+		return false, err
+	}
+	if v.NextMaster.Past.Leads(0, at, own) {
+		return true, nil
+	}
+	if !l.Serves() {
+		return false, nil // it has not told its line yet
+	}
+	t, known := h.learn(ctx, v)
+	return known && t.history.Leads(t.timeline, at, own), nil
+}
+
+// recruits says that a standby of which nobody knows where it is may connect: the
+// active node is open, and counts only those whose position it has seen.
+func recruits(v cluster.View) bool { return v.Leader.Ready && v.SyncMode() != cluster.Strict }
 
 // rejoin mends the data directory from the active: by rewinding it where it has
 // forked, else by a clone beside it. A rewind that failed leaves no whole copy,
@@ -314,7 +351,7 @@ func (h *Handler) awaitFollowing(ctx context.Context, source cluster.Upstream, e
 			}
 		}
 		view, d, _ := h.snapshot()
-		if l := view.Leader; l.Serves() && l.Epoch > epoch && len(d.Lines) == 0 {
+		if l := view.Leader; l.Held && recruits(view) && l.Epoch > epoch && len(d.Lines) == 0 {
 			source, epoch, held = view.Upstream(), l.Epoch, true
 		}
 		if held && d.Promise <= epoch && view.Leader.Epoch == epoch {

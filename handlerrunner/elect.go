@@ -235,7 +235,7 @@ func (h *Handler) ballot(ctx context.Context, b cluster.Ballot, began time.Time)
 		}
 		return fmt.Errorf("election for epoch %d: nobody is named: %s (%v)", b.Epoch, out.Reason, out.Passed)
 	}
-	next := cluster.Assignment{Node: out.Winner, Epoch: b.Epoch, Reason: out.Reason, By: h.Node, At: time.Now(), Above: cluster.Above(b)}
+	next := cluster.Assignment{Node: out.Winner, Epoch: b.Epoch, Reason: out.Reason, By: h.Node, At: time.Now(), Above: cluster.Above(b), Past: b.Past(out.Winner)}
 	ok, err := h.Store.SetNextMaster(ctx, b.View, next)
 	if err != nil {
 		return fmt.Errorf("name %s for epoch %d: %w", out.Winner, b.Epoch, err)

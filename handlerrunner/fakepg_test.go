@@ -289,6 +289,12 @@ func (p *fakePG) Detach(ctx context.Context) (cluster.Position, error) {
 	return p.position(), nil
 }
 
+// forked says that p has WAL that u has not.
+func (p *fakePG) forked(u *fakePG) bool {
+	last := len(p.wal) - 1
+	return last >= len(u.wal) || last >= 0 && p.wal[last] != u.wal[last]
+}
+
 func (p *fakePG) Follow(_ context.Context, upstream cluster.Upstream) error {
 	p.h.w.mu.Lock()
 	defer p.h.w.mu.Unlock()
@@ -298,6 +304,9 @@ func (p *fakePG) Follow(_ context.Context, upstream cluster.Upstream) error {
 	if p.skip > 0 { // it must not be on its way to a timeline that nobody has made
 		p.skip = 0
 		p.stop(true)
+	}
+	if u := p.h.w.hosts[upstream.Name]; p.running && u != nil && p.h.w.reg.view.Leader.Held && p.h.w.reg.view.Leader.Node == u.name && p.forked(u.pg) {
+		p.h.w.fault("%s, at %s, is pointed at %s, at %s, which would count what it has as confirmed", p.h.name, p.position(), u.name, u.pg.position())
 	}
 	p.upstream, p.through, p.quorum = upstream.Name, upstream.Tenure, cluster.Quorum{Members: []string{nobody}, K: 1}
 	p.h.w.note(p.h.name, "follows %s", upstream.Name)

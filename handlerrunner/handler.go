@@ -266,7 +266,7 @@ func (h *Handler) see(v cluster.View, ok bool) {
 	h.fresh = cluster.TriOf(ok)
 	changed := was != h.fresh
 	h.mu.Unlock()
-	if ok && (!reflect.DeepEqual(before.Nodes, v.Nodes) || !reflect.DeepEqual(before.Info, v.Info) || before.NextMaster != v.NextMaster || len(before.Removed) != len(v.Removed)) {
+	if ok && (!reflect.DeepEqual(before.Nodes, v.Nodes) || !reflect.DeepEqual(before.Info, v.Info) || before.NextMasterIndex != v.NextMasterIndex || len(before.Removed) != len(v.Removed)) {
 		h.remember(v)
 	}
 	if changed {

@@ -23,10 +23,14 @@ const (
 type roster map[string]time.Time
 
 // update notes who streams now, and returns who should be in the sync set: those
-// that have caught up, and members that have not been away for long.
+// that have caught up, and members that have not been away for long. A standby that
+// holds more than this node has forked, and must not count: see Handler.led.
 func (r roster) update(now time.Time, db Database, members []string, patience time.Duration) []string {
 	var standbys []string
 	for _, s := range db.Standbys {
+		if s.Flushed > db.Position.LSN {
+			continue
+		}
 		r[s.Name] = now
 		if slices.Contains(members, s.Name) || s.Flushed+admitWithin >= db.Position.LSN {
 			standbys = append(standbys, s.Name)

@@ -1,6 +1,7 @@
 package handlerrunner
 
 import (
+	"reflect"
 	"slices"
 	"time"
 
@@ -33,12 +34,25 @@ func (s *simulation) acknowledged(p *fakePG, c commit) {
 		s.violate("two acknowledge: %s commit %d in epoch %d, after another one did in epoch %d", name, c.id, epoch, s.acking)
 	}
 	s.acking = max(s.acking, epoch)
+	if have := s.holders(p, c); have < p.quorum.K {
+		s.violate("unconfirmed: %s acknowledges commit %d, which %d others have, and waits for %s", name, c.id, have, p.quorum)
+	}
 	if named := s.hosts[s.reg.view.NextMaster.Node]; named != p.h && !named.pg.has(c) {
 		s.violate("a commit is lost: %s acknowledged %d, and %s, named for epoch %d, lacks it", name, c.id, named.name, s.reg.view.NextMaster.Epoch)
 	}
 	if s.recording && s.acks%50 == 1 {
 		s.tell(name, "acknowledges commit %d in epoch %d", c.id, epoch)
 	}
+}
+
+// holders counts the other nodes that have a commit on disk.
+func (s *simulation) holders(p *fakePG, c commit) (n int) {
+	for _, h := range s.hosts {
+		if h.pg != p && h.pg.has(c) {
+			n++
+		}
+	}
+	return n
 }
 
 // lacks returns an acknowledged commit that is not on disk there.
@@ -56,7 +70,7 @@ func (s *simulation) named(before cluster.Leader) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a := s.reg.view.NextMaster
-	if a.Epoch <= s.lastNamed.Epoch && a != s.lastNamed {
+	if a.Epoch <= s.lastNamed.Epoch && !reflect.DeepEqual(a, s.lastNamed) {
 		s.violate("the epoch goes back: %s is named for %d after %s for %d", a.Node, a.Epoch, s.lastNamed.Node, s.lastNamed.Epoch)
 	}
 	s.lastNamed = a

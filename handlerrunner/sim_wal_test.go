@@ -12,6 +12,7 @@ import (
 // of it: their WAL is everywhere at once.
 type streams struct {
 	waiting  []commit           // for their quorum, oldest first
+	released int                // no commit up to here is waited for
 	in       *stream            // what a standby receives by
 	out      map[string]*stream // who receives from this server
 	stopping bool               // clients are gone, standbys get the rest
@@ -98,7 +99,7 @@ func (p *fakePG) closeStreams() {
 	for _, st := range p.out {
 		st.gone = true
 	}
-	p.out, p.waiting, p.stopping, p.part = nil, nil, false, false
+	p.out, p.waiting, p.stopping, p.part, p.released = nil, nil, false, false, 0
 }
 
 // pump lets WAL pass, in steps of about 10 ms, as the dice say.
@@ -148,6 +149,7 @@ func (s *simulation) serve(p *fakePG) {
 		p.unflushed++
 		p.waiting = append(p.waiting, commit{s.commits, len(p.wal), s.acking})
 	}
+	p.hear("", 0)
 	for len(p.waiting) > 0 && p.confirmed(p.waiting[0]) {
 		s.acknowledged(p, p.waiting[0])
 		p.waiting = p.waiting[1:]
@@ -155,13 +157,23 @@ func (s *simulation) serve(p *fakePG) {
 }
 
 func (p *fakePG) confirmed(c commit) bool {
-	have := 0
+	return c.end <= p.durable() && (p.quorum.K == 0 || c.end <= p.released)
+}
+
+// hear counts what the standbys of the quorum say that they hold, and what one more
+// does, whose connection is about to end. As in PostgreSQL (syncrep.c) what has once
+// been confirmed is never taken back: it is not waited for any more, until the server
+// is started again.
+func (p *fakePG) hear(more string, upTo int) {
+	said := map[string]int{more: upTo}
 	for name, st := range p.out {
-		if st.confirmed >= c.end && slices.Contains(p.quorum.Members, name) {
-			have++
-		}
+		said[name] = max(said[name], st.confirmed)
 	}
-	return c.end <= p.durable() && have >= p.quorum.K
+	maps.DeleteFunc(said, func(name string, _ int) bool { return !slices.Contains(p.quorum.Members, name) })
+	if k := p.quorum.K; k > 0 && len(said) >= k {
+		all := slices.Sorted(maps.Values(said))
+		p.released = max(p.released, all[len(all)-k])
+	}
 }
 
 // receive connects a standby, or takes some of what its upstream has on disk.
@@ -208,7 +220,15 @@ func (s *simulation) connect(p *fakePG) {
 		return
 	}
 	here := cluster.Position{Timeline: p.timeline, LSN: cluster.LSN(len(p.wal) * recordSize)}
-	if !u.pg.sendsTo(p) || !u.pg.history.Contains(u.pg.timeline, here) || len(p.wal) > u.pg.durable() {
+	if !u.pg.sendsTo(p) {
+		return
+	}
+	if !u.pg.history.Contains(u.pg.timeline, here) || len(p.wal) > u.pg.durable() {
+		// It is let in all the same, says where it is, and ends where the lines part.
+		if begins := p.timeline == u.pg.timeline || slices.ContainsFunc(u.pg.history, func(f cluster.Fork) bool { return f.Timeline == p.timeline }); begins && u.pg.primary {
+			u.pg.hear(p.h.name, p.durable())
+			s.count("standbys with forked WAL let in")
+		}
 		return
 	}
 	p.in = &stream{from: u.pg, to: p, heard: time.Now()}

@@ -26,17 +26,18 @@ func (s *Server) Observe(ctx context.Context) Observation {
 	return o
 }
 
+// The end of WAL is looked at last: a standby that holds more than that has forked.
 const observeSQL = `select r, current_setting('transaction_read_only') = 'on',
 	(select system_identifier::text from pg_control_system()),
 	case when r then '' else substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8) end,
-	case when r then '' else pg_current_wal_flush_lsn()::text end,
 	case when r then coalesce(pg_last_wal_replay_lsn()::text, '') else '' end,
 	current_setting('synchronous_standby_names'), current_setting('primary_conninfo'),
 	coalesce(w.status, ''), w.last_msg_receipt_time, w.last_msg_send_time, coalesce(w.latest_end_lsn::text, ''),
 	(select count(*) ` + clients + `),
 	(select coalesce(array_agg(concat_ws(' ', case when sync_priority > 0 then 'sync' else 'async' end, coalesce(state, 'startup'),
 		coalesce(flush_lsn, '0/0'), coalesce(replay_lsn, '0/0'), coalesce(host(client_addr), 'local'), application_name)
-		order by application_name), '{}') from pg_stat_replication where usename = '` + ReplicaRole + `')
+		order by application_name), '{}') from pg_stat_replication where usename = '` + ReplicaRole + `'),
+	case when r then '' else pg_current_wal_flush_lsn()::text end
 	from (select pg_is_in_recovery()) t(r) left join pg_stat_wal_receiver w on true`
 
 func (s *Server) observe(ctx context.Context) (Observation, error) {
@@ -45,8 +46,8 @@ func (s *Server) observe(ctx context.Context) (Observation, error) {
 	var timeline, flushed, replayed, names, conninfo, upstreamEnd string
 	var receivedAt, sentAt *time.Time
 	var replicas []string
-	err := s.row(ctx, observeSQL, nil, &standby, &readOnly, &o.SystemID, &timeline, &flushed, &replayed, &names, &conninfo,
-		&o.Receiver, &receivedAt, &sentAt, &upstreamEnd, &o.Clients, &replicas)
+	err := s.row(ctx, observeSQL, nil, &standby, &readOnly, &o.SystemID, &timeline, &replayed, &names, &conninfo,
+		&o.Receiver, &receivedAt, &sentAt, &upstreamEnd, &o.Clients, &replicas, &flushed)
 	if err != nil {
 		return o, err
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -280,4 +281,39 @@ func TestUnsetQuorumLocksCommits(t *testing.T) {
 	})
 	must(t, b.SetQuorum(ctx, cluster.Quorum{}))
 	must(t, <-done)
+}
+
+// TestForkedStandbyIsBelieved shows what handler-runner must not let happen, on real
+// servers: PostgreSQL lets a standby in that has forked, and if commits wait for that
+// one, then from then on no commit is waited for up to where the other's own WAL ends.
+func TestForkedStandbyIsBelieved(t *testing.T) {
+	t.Parallel()
+	ctx := ctxOf(t)
+	ca := pgtest.NewCA(t)
+	a := newPrimary(t, ca, "node-a", "127.10.9.41")
+	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
+	b := newStandby(t, ca, "node-b", "127.10.9.42", a)
+	a.sql(t, "create table notes as select generate_series(1, 1000) n")
+	end := a.Observe(ctx).Position.LSN
+	await(t, "the standby has the rows", func() bool { return b.Observe(ctx).Replayed >= end })
+	_, err := b.Detach(ctx)
+	must(t, err)
+	a.sql(t, "insert into notes select generate_series(1, 20000)")
+	must(t, b.EnsureSlots(ctx, "1", []string{"node-a"}))
+	must(t, b.SetQuorum(ctx, cluster.Quorum{Members: []string{"node-a"}, K: 1}))
+	_, err = b.Promote(ctx)
+	must(t, err)
+	a.Instance.Stop(t)
+	a.boot(t)
+
+	must(t, a.Follow(ctx, b.upstream()))
+	await(t, "the forked standby is heard", func() bool {
+		return strings.Contains(b.Log(t), `standby "node-a" is now a candidate for quorum synchronous standby`)
+	})
+	must(t, b.Gate(ctx, true))
+	a.Instance.Stop(t)
+	b.sql(t, "insert into notes values (0)") // waits for nobody
+	if o := b.Observe(ctx); len(o.Replicas) != 0 || o.Quorum.K != 1 {
+		t.Errorf("committed with the standbys %v and the quorum %v", o.Replicas, o.Quorum)
+	}
 }
