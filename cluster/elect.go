@@ -278,10 +278,19 @@ func unsound(b Ballot, a Answer) string {
 		return fmt.Sprintf("it promised epoch %d, not %d", a.Epoch, b.Epoch)
 	case a.Complete != Yes:
 		return "its data directory is not a whole copy"
-	case a.Line > 0 && a.Line < b.View.Sync.Epoch && b.View.SyncMode() != Async:
-		return fmt.Sprintf("its timeline %d is that of a promotion for epoch %d which broke off", a.Position.Timeline, a.Line)
+	case BrokenOff(b.View, a) != "":
+		return BrokenOff(b.View, a)
 	case b.View.Info != nil && a.SystemID != b.View.Info.SystemID:
 		return "its database is another one, with system identifier " + a.SystemID
+	}
+	return ""
+}
+
+// BrokenOff tells of which promotion, that came to nothing, a node's WAL is. It may
+// have a timeline of a number that the cluster's own line has, too. Empty: of none.
+func BrokenOff(v View, a Answer) string {
+	if a.Line > 0 && a.Line < v.Sync.Epoch && v.SyncMode() != Async {
+		return fmt.Sprintf("its timeline %d is that of a promotion for epoch %d which broke off", a.Position.Timeline, a.Line)
 	}
 	return ""
 }

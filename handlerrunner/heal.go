@@ -79,7 +79,8 @@ func (h *Handler) claim(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = h.Parts.Claim(ctx, view.Nodes[view.Leader.Node], cluster.Answer{Node: h.Node, Position: db.Position, History: history, Side: d.Side, Last: &last})
+	own := cluster.Answer{Node: h.Node, Position: db.Position, History: history, Line: d.line(db.Position.Timeline), Side: d.Side, Last: &last}
+	err = h.Parts.Claim(ctx, view.Nodes[view.Leader.Node], own)
 	if !errors.Is(err, ErrKept) {
 		return err
 	}
@@ -134,6 +135,9 @@ type claimed struct {
 // an LSN. The error wraps ErrKept where it does not.
 func (h *Handler) yields(ctx context.Context, a cluster.Answer, after cluster.LSN) (why string, err error) {
 	view, _, _ := h.snapshot()
+	if why := cluster.BrokenOff(view, a); why != "" { // no election would name it
+		return "", fmt.Errorf("%w: %s", ErrKept, why)
+	}
 	own := cluster.Answer{Node: h.Node}
 	if last, err := h.LastWrite(ctx, after); err == nil {
 		own.Last = &last

@@ -2,6 +2,7 @@ package handlerrunner
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"testing"
 	"testing/synctest"
@@ -65,6 +66,27 @@ func TestLastWriteTellsTheClockOfWhoWrote(t *testing.T) {
 		h.view.Leader.Node, h.durable.Side, h.db = c.leader, c.side, c.db
 		if got, err := h.LastWrite(t.Context(), 0); err != nil || got != (cluster.LastWrite{At: noon, Clock: c.clock}) {
 			t.Errorf("%s: %v, %v, want the clock %s", name, got, err, c.clock)
+		}
+	}
+}
+
+// A claim is judged as an election would judge: who builds upon a promotion that broke
+// off is not named, however late it was written.
+func TestClaimOfABrokenPromotion(t *testing.T) {
+	late := cluster.LastWrite{At: noon.Add(time.Hour), Clock: noon}
+	for name, c := range map[string]struct {
+		line cluster.Epoch
+		want error
+	}{
+		"of the cluster's own":              {0, nil},
+		"of a promotion that broke off":     {1, ErrKept},
+		"of one that the cluster has since": {2, nil},
+	} {
+		h := &Handler{Options: Options{Node: "b", Divergence: noonCommit{}, Log: slog.New(slog.DiscardHandler)}}
+		h.view.Sync, h.db.Primary = cluster.SyncSet{Epoch: 2, Leader: "b"}, cluster.Yes
+		a := cluster.Answer{Node: "a", Line: c.line, Side: &cluster.Side{Leader: "a"}, Last: &late}
+		if _, err := h.yields(t.Context(), a, 0); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
 		}
 	}
 }
