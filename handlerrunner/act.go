@@ -150,27 +150,23 @@ func (h *Handler) follow(ctx context.Context, o cluster.Observation) error {
 	if h.upstreamIs(l.Epoch) {
 		return nil
 	}
+	_, d, _ := h.snapshot()
+	if d.Side != nil && d.Side.Leader != l.Node && o.Diverged != cluster.No {
+		return nil
+	}
+	if may, err := h.mayFollow(ctx, o); err != nil || !may {
+		return err
+	}
 	// A node that has taken the WAL of a part is of the cluster again before it
 	// takes more: it must not be told by what is not its own any more.
-	if _, d, _ := h.snapshot(); d.Side != nil {
-		if d.Side.Leader != l.Node && o.Diverged != cluster.No {
-			return nil
-		}
+	if d.Side != nil {
 		if err := h.keepSide(nil); err != nil {
 			return err
 		}
 	}
-	if may, err := h.mayFollow(ctx, o.View); err != nil || !may {
-		return err
-	}
 	if o.Running != cluster.Yes {
-		if recruits(o.View) {
-			h.attach(ctx, o.View.Upstream())
-		}
+		h.attach(ctx, o.View.Upstream())
 		return nil
-	}
-	if led, err := h.led(ctx, o.View); err != nil || !led {
-		return err
 	}
 	// They would keep WAL back for ever, and nobody is to take from here what comes.
 	if err := h.Replication.Slots(ctx, "", nil); err != nil {
@@ -189,10 +185,11 @@ func (h *Handler) follow(ctx context.Context, o cluster.Observation) error {
 }
 
 // mayFollow says whether the leader's WAL may be taken, which is not so after a
-// promise to a later epoch, nor by a node on a line that the leader does not know:
-// that one is mended. The caller holds moving.
-func (h *Handler) mayFollow(ctx context.Context, v cluster.View) (bool, error) {
-	l := v.Leader
+// promise to a later epoch, nor by a node on a line that the leader does not know, nor
+// by one that has forked: these are mended. What may be taken is written down. The
+// caller holds moving.
+func (h *Handler) mayFollow(ctx context.Context, o cluster.Observation) (bool, error) {
+	v, l := o.View, o.View.Leader
 	_, d, db := h.snapshot()
 	if l.Epoch < d.Promise {
 		return false, nil
@@ -204,6 +201,14 @@ func (h *Handler) mayFollow(ctx context.Context, v cluster.View) (bool, error) {
 		}
 		if doubled(l, d, db) {
 			return false, nil
+		}
+	}
+	if o.Running != cluster.Yes && !recruits(v) {
+		return false, nil
+	}
+	if o.Running == cluster.Yes {
+		if led, err := h.led(ctx, v); err != nil || !led {
+			return false, err
 		}
 	}
 	if l.Ready && v.SyncMode() != cluster.Async {
