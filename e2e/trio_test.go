@@ -137,7 +137,7 @@ func rollbacks(t *testing.T, g *group, value func(string) string) {
 	if c := last.Changes; len(c) != 1 || c[0].Node != "node2" || c[0].Name != "priority" || c[0].New != "7" {
 		t.Errorf("the last revision is %v", last)
 	}
-	want(t, g.cluster(t, "node1", "options", "rollback", log[len(log)-4].Revision), 1, "check_ttl_multiplier has been changed since, and is default now", "by hand")
+	want(t, g.cluster(t, "node1", "options", "rollback", log[len(log)-5].Revision), 1, "check_ttl_multiplier has been changed since, and is default now", "by hand")
 	want(t, g.cluster(t, "node1", "options", "rollback", last.Revision), 0, "priority of node2: 7 -> default")
 	want(t, g.cluster(t, "node1", "options", "rollback", "xyz"), 1, "there is no revision xyz", "options log")
 	want(t, g.cluster(t, "node1", "options", "log"), 0, "REVISION", "node3", "priority of node2: 7 -> default")
