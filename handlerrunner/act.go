@@ -190,26 +190,16 @@ func (h *Handler) follow(ctx context.Context, o cluster.Observation) error {
 // caller holds moving.
 func (h *Handler) mayFollow(ctx context.Context, o cluster.Observation) (bool, error) {
 	v, l := o.View, o.View.Leader
-	_, d, db := h.snapshot()
+	_, d, _ := h.snapshot()
 	if l.Epoch < d.Promise {
 		return false, nil
 	}
-	if len(d.Lines) > 0 && d.Lines[len(d.Lines)-1].Epoch != l.Epoch {
-		var err error
-		if db.Position, err = h.Replication.Detach(ctx); err != nil { // else WAL may still come in
-			return false, err
-		}
-		if doubled(l, d, db) {
+	if o.Running != cluster.Yes {
+		if astray(l, d) || !recruits(v) {
 			return false, nil
 		}
-	}
-	if o.Running != cluster.Yes && !recruits(v) {
-		return false, nil
-	}
-	if o.Running == cluster.Yes {
-		if led, err := h.led(ctx, v); err != nil || !led {
-			return false, err
-		}
+	} else if led, err := h.led(ctx, v); err != nil || !led {
+		return false, err
 	}
 	if l.Ready && v.SyncMode() != cluster.Async {
 		return true, h.clearLines()
@@ -224,12 +214,17 @@ func (h *Handler) mayFollow(ctx context.Context, o cluster.Observation) (bool, e
 // holds moving.
 func (h *Handler) led(ctx context.Context, v cluster.View) (bool, error) {
 	l := v.Leader
-	if _, _, db := h.snapshot(); db.Streaming && db.Upstream == v.Nodes[l.Node].Address {
+	_, d, db := h.snapshot()
+	strange := len(d.Lines) > 0 && d.Lines[len(d.Lines)-1].Epoch != l.Epoch
+	if !strange && db.Streaming && db.Upstream == v.Nodes[l.Node].Address {
 		return true, nil
 	}
-	at, err := h.Replication.Detach(ctx)
+	at, err := h.Replication.Detach(ctx) // else WAL may still come in
 	if err != nil {
 		return false, err
+	}
+	if db.Position = at; strange && doubled(l, d, db) {
+		return false, nil
 	}
 	own, err := h.Replication.History(ctx, at.Timeline)
 	if err != nil {

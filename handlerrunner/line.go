@@ -46,6 +46,11 @@ func doubled(l cluster.Leader, d durable, db Database) bool {
 	return last.Epoch < l.Epoch && !slices.Contains(l.Lines, last)
 }
 
+// astray is doubled for a directory of which nobody knows where it is.
+func astray(l cluster.Leader, d durable) bool {
+	return doubled(l, d, Database{Position: cluster.Position{Timeline: ^cluster.Timeline(0)}})
+}
+
 // embark writes down the leader's lines before WAL of them is made or taken. What
 // this node has already is on them, see doubled. The caller holds moving.
 func (h *Handler) embark(l cluster.Leader) error {

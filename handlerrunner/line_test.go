@@ -32,3 +32,26 @@ func TestLines(t *testing.T) {
 		t.Errorf("on %v, want %v alone", on, first)
 	}
 }
+
+// A mended directory waits for the WAL of a promotion that the leader knows nothing of:
+// it is mended anew.
+func TestAstray(t *testing.T) {
+	first, second, third := cluster.Line{Timeline: 2, Epoch: 1}, cluster.Line{Timeline: 3, Epoch: 2}, cluster.Line{Timeline: 4, Epoch: 3}
+	for name, c := range map[string]struct {
+		lines, leader []cluster.Line
+		want          cluster.Tri
+	}{
+		"mended from the leader":                     {[]cluster.Line{first, third}, []cluster.Line{first, third}, cluster.Unknown},
+		"from one that it goes on from":              {[]cluster.Line{first, second}, []cluster.Line{second, third}, cluster.Unknown},
+		"from one that it knows nothing of":          {[]cluster.Line{first, second}, []cluster.Line{first, third}, cluster.Yes},
+		"from one that every election knew of since": {nil, []cluster.Line{third}, cluster.Unknown},
+	} {
+		h := &Handler{Options: Options{Node: "b"}}
+		h.durable.Lines = c.lines
+		o := cluster.Observation{Mended: cluster.Yes}
+		o.View.Leader = cluster.Leader{Node: "a", Epoch: 3, Ready: true, Held: true, Timeline: 4, Lines: c.leader}
+		if got := h.diverged(t.Context(), o, Database{}); got != c.want {
+			t.Errorf("%s: diverged %v, want %v", name, got, c.want)
+		}
+	}
+}

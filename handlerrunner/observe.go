@@ -91,13 +91,18 @@ func (h *Handler) parted(v cluster.Verdict) (chosen, served cluster.Tri) {
 // diverged compares the local position with the active's line of timelines.
 func (h *Handler) diverged(ctx context.Context, o cluster.Observation, db Database) cluster.Tri {
 	l := o.View.Leader
+	_, d, _ := h.snapshot()
+	// A directory that was mended from a node which is not active any more cannot tell
+	// where it is, and may wait for WAL that nobody has.
+	if o.Mended == cluster.Yes && db.Running != cluster.Yes && l.Serves() && l.Node != h.Node && astray(l, d) {
+		return cluster.Yes
+	}
 	if o.State == cluster.Standby && db.Running != cluster.Yes && db.Position.LSN == 0 {
 		db.Position = h.lastSeen() // it may never start again on WAL that the active's line does not lead to
 	}
 	if !l.Serves() || l.Node == h.Node || db.Primary == cluster.Yes || db.Position.LSN == 0 {
 		return cluster.Unknown
 	}
-	_, d, _ := h.snapshot()
 	// What this node served a part with is not the cluster's, even where the
 	// cluster's active node has made a timeline of the same number at the same LSN.
 	lost := d.Lost && d.Side != nil && d.Side.Leader == h.Node

@@ -149,7 +149,9 @@ func (s *simulation) newHost(name string) *host {
 func (s *simulation) play() {
 	d := diceOf(s.seed, "begin", 0)
 	s.draw(d)
-	s.reg.view.NextMaster, s.reg.view.NextMasterIndex = cluster.Assignment{Node: "a", Epoch: 1, Reason: "the cluster is started on it"}, 1
+	s.reg.view.NextMaster, s.reg.view.NextMasterIndex = cluster.Assignment{
+		Node: "a", Epoch: 1, Reason: "the cluster is started on it", Past: cluster.History{{Timeline: 1, LSN: s.hosts["a"].pg.lsn()}},
+	}, 1
 	s.lastNamed = s.reg.view.NextMaster
 	s.reg.touch()
 	for _, name := range s.names {
