@@ -139,7 +139,10 @@ func (n Node) killAll(ctx context.Context) error {
 	if err := proctree.SignalBelow(r.Guard.PID, syscall.SIGKILL); err != nil {
 		return fmt.Errorf("kill %s: %w", n.Name, err)
 	}
-	return n.awaitDown(ctx, r)
+	if err := n.awaitDown(ctx, r); err != nil {
+		return err
+	}
+	return n.releaseMemory()
 }
 
 func (n Node) awaitDown(ctx context.Context, r supervisor.Record) error {
@@ -235,9 +238,6 @@ func Down(ctx context.Context, dir string, keep bool) error {
 		return nil
 	}
 	for _, n := range c.Nodes {
-		if err := n.releaseMemory(); err != nil {
-			return fmt.Errorf("delete %s: %w", n.Name, err)
-		}
 		if err := os.RemoveAll(n.Root); err != nil {
 			return fmt.Errorf("delete %s: %w", n.Name, err)
 		}
@@ -250,7 +250,8 @@ func Down(ctx context.Context, dir string, keep bool) error {
 	return nil
 }
 
-// releaseMemory lets go of what the killed PostgreSQL of a node that is deleted holds.
+// releaseMemory lets go of the memory of the killed PostgreSQL, as a host does that
+// loses its power.
 func (n Node) releaseMemory() error {
 	servers, err := filepath.Glob(filepath.Join(n.Root, "var/lib/postgresql/*/main*"))
 	for _, dir := range servers {
