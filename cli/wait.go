@@ -70,7 +70,7 @@ func (m *member) awaitAll(ctx context.Context, view cluster.View, active cluster
 	if err != nil {
 		return fmt.Errorf("ask %s, the active node: %w", active.Name, err)
 	}
-	lacking := []string{"file-sync has not been asked yet"}
+	lacking := []string{fmt.Sprintf("file-sync is given %s to see what has changed; allow more with --timeout", filesSeen)}
 	for pause := filesSeen; ; pause = 250 * time.Millisecond {
 		select {
 		case <-ctx.Done():
