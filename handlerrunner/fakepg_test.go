@@ -305,8 +305,9 @@ func (p *fakePG) Follow(_ context.Context, upstream cluster.Upstream) error {
 		p.skip = 0
 		p.stop(true)
 	}
-	// One that is not consistent yet is let in only by an active node that does not count it: see recruits.
-	if u := p.h.w.hosts[upstream.Name]; p.running && !p.mending && u != nil && p.h.w.reg.view.Leader.Held && p.h.w.reg.view.Leader.Node == u.name && p.forked(u.pg) {
+	// An active node that is open may be asked by one of which nobody knows where it is, which it does not count: see recruits.
+	l := p.h.w.reg.view.Leader
+	if u := p.h.w.hosts[upstream.Name]; p.running && u != nil && l.Held && l.Node == u.name && slices.Contains(u.pg.quorum.Members, p.h.name) && p.forked(u.pg) {
 		p.h.w.fault("%s, at %s, is pointed at %s, at %s, which would count what it has as confirmed", p.h.name, p.position(), u.name, u.pg.position())
 	}
 	p.upstream, p.through, p.quorum = upstream.Name, upstream.Tenure, cluster.Quorum{Members: []string{nobody}, K: 1}
