@@ -44,7 +44,7 @@ func TestMutants(t *testing.T) {
 	}
 	seeds := *simMutants
 	if seeds == 0 {
-		seeds = 400
+		seeds = 1500
 	}
 	oneAtATime(t)
 	dir := simDir(t)
