@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-var simMutants = flag.Uint64("sim.mutants", 0, "seeds in which the simulator must catch every mutant of testdata/mutants.json; 0: 400 and only the quick ones")
+var simMutants = flag.Uint64("sim.mutants", 0, "seeds in which the simulator must catch every mutant of testdata/mutants.json; 0: 1500, and only the quick ones")
 
 // mutant is one safety measure, switched off in the real source. Old stands
 // exactly once in the file.
