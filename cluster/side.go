@@ -115,10 +115,19 @@ func compareTrue(x, y bool) int {
 	return 1
 }
 
+// Of is the leader of the side, or empty where there is none.
+func (s *Side) Of() string {
+	if s == nil {
+		return ""
+	}
+	return s.Leader
+}
+
 // LastWrite is when data on a node was last changed, after a fork.
 type LastWrite struct {
-	At    time.Time `json:"at"`    // when that was committed; zero: nothing was, since
-	Clock time.Time `json:"clock"` // of who wrote it, at the time of the answer; zero: not known
+	At    time.Time `json:"at"`             // when that was committed; zero: nothing was, since
+	Clock time.Time `json:"clock"`          // of who wrote it, at the time of the answer; zero: not known
+	Side  string    `json:"side,omitempty"` // leader of the part whose line it is; empty: the cluster's own
 }
 
 // SideWins decides whose database goes on where two lines have both been
@@ -278,7 +287,7 @@ func (b Ballot) lastWriteOf(own []Answer) (last *LastWrite) {
 	case b.Answers[i].Last == nil:
 		return nil
 	}
-	return &LastWrite{last.At, b.Answers[i].Last.Clock}
+	return &LastWrite{At: last.At, Clock: b.Answers[i].Last.Clock}
 }
 
 // rejoined returns the answers without the sides that are none any more: whose WAL

@@ -39,6 +39,9 @@ func (h *Handler) weigh(ctx context.Context, view cluster.View, answers []cluste
 		}
 		all.Go(func() {
 			w, err := h.lastWriteOf(ctx, view.Nodes[answers[i].Node], fork)
+			if err == nil && w.Side != answers[i].Side.Of() {
+				err = fmt.Errorf("it has served a part since, that of %s", w.Side) // which is not what it has answered with
+			}
 			if err != nil {
 				unknown[i] = err
 				return

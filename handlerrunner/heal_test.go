@@ -64,7 +64,7 @@ func TestLastWriteTellsTheClockOfWhoWrote(t *testing.T) {
 	} {
 		h := &Handler{Options: Options{Node: "b", Divergence: noonCommit{}}}
 		h.view.Leader.Node, h.durable.Side, h.db = c.leader, c.side, c.db
-		if got, err := h.LastWrite(t.Context(), 0); err != nil || got != (cluster.LastWrite{At: noon, Clock: c.clock}) {
+		if got, err := h.LastWrite(t.Context(), 0); err != nil || got != (cluster.LastWrite{At: noon, Clock: c.clock, Side: c.side.Of()}) {
 			t.Errorf("%s: %v, %v, want the clock %s", name, got, err, c.clock)
 		}
 	}
@@ -88,5 +88,23 @@ func TestClaimOfABrokenPromotion(t *testing.T) {
 		if _, err := h.yields(t.Context(), a, 0); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", name, err, c.want)
 		}
+	}
+}
+
+// partsThatWent answer from the part of a node that the election has not heard of.
+type partsThatWent struct{ Parts }
+
+func (partsThatWent) LastWrite(_ context.Context, n cluster.Node, _ cluster.LSN) (cluster.LastWrite, error) {
+	return cluster.LastWrite{At: noon, Clock: noon, Side: n.Name}, nil
+}
+
+// What a node has written since it answered is not on the line that it answered with.
+func TestWeighWhatWasAnswered(t *testing.T) {
+	h := &Handler{Options: Options{Node: "a", Parts: partsThatWent{}, Log: slog.New(slog.DiscardHandler)}}
+	answers := []cluster.Answer{{Node: "b", Side: &cluster.Side{Leader: "b"}}, {Node: "c", Side: &cluster.Side{Leader: "b"}}, {Node: "d"}}
+	nodes := map[string]cluster.Node{"b": {Name: "b"}, "c": {Name: "c"}, "d": {Name: "d"}}
+	h.weigh(t.Context(), cluster.View{Nodes: nodes}, answers)
+	if answers[0].Last == nil || answers[1].Last != nil || answers[2].Last != nil {
+		t.Errorf("b was last written at %v, c, which serves a part of its own by now, at %v, d at %v", answers[0].Last, answers[1].Last, answers[2].Last)
 	}
 }

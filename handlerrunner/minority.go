@@ -102,6 +102,8 @@ func (h *Handler) LastWrite(ctx context.Context, after cluster.LSN) (cluster.Las
 	default:
 		w.Clock = w.Clock.Add(*db.Ahead)
 	}
+	_, d, _ := h.snapshot()
+	w.Side = d.Side.Of()
 	return w, nil
 }
 
