@@ -27,11 +27,13 @@ func TestRoster(t *testing.T) {
 		"a member that is gone for long is not":            {nil, []string{"b"}, dropAfter, nil},
 		"who was no member and has gone is not":            {nil, nil, 0, nil},
 		"a member that was not seen yet has its time, too": {nil, []string{"d"}, time.Hour, []string{"d"}},
-		"sorted": {[]Downstream{streams("c", here), streams("b", here)}, nil, 0, []string{"b", "c"}},
+		"one that holds more than there is has forked":     {[]Downstream{streams("b", here+1)}, nil, 0, nil},
+		"nor does it stay a member":                        {[]Downstream{streams("b", here+1)}, []string{"b"}, dropAfter, nil},
+		"sorted":                                           {[]Downstream{streams("c", here), streams("b", here)}, nil, 0, []string{"b", "c"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := roster{}
-			r.update(began, Database{Standbys: []Downstream{streams("b", here), streams("c", here)}}, nil, dropAfter)
+			r.update(began, Database{Position: cluster.Position{Timeline: 1, LSN: here}, Standbys: []Downstream{streams("b", here), streams("c", here)}}, nil, dropAfter)
 			got := r.update(began.Add(c.after), Database{Position: cluster.Position{Timeline: 1, LSN: here}, Standbys: c.standbys}, c.members, dropAfter)
 			if !slices.Equal(got, c.want) {
 				t.Errorf("got %v, want %v", got, c.want)
