@@ -107,7 +107,8 @@ func setActive(c *urfave.Context, m *member, args []string) error {
 	case err != nil:
 		return fmt.Errorf("%w\nA node is elected by itself when enough members are there. If those that are not are lost for good, --allow-data-loss promotes %s all the same", err, target)
 	case from.Name == target:
-		return fmt.Errorf("%s is already the active node", target)
+		fmt.Fprintf(out(c), "%s is the active node already\n", target)
+		return nil
 	}
 	began := time.Now()
 	p := newProgress(c)

@@ -308,7 +308,7 @@ func setActiveRefuses(t *testing.T, g *group) {
 	if standby == g.standbyLeadsConsul(t, s.Active) {
 		standby = s.Standbys()[1]
 	}
-	want(t, g.cluster(t, standby, "set-active", s.Active), 1, s.Active+" is already the active node")
+	want(t, g.cluster(t, standby, "set-active", s.Active), 0, s.Active+" is the active node already")
 	want(t, g.cluster(t, standby, "set-active", "node9"), 1, "node9 is not a member of the cluster")
 	want(t, g.cluster(t, standby, "set-active"), 2, "0 arguments given, 1 wanted")
 	want(t, g.cluster(t, standby, "set-active", standby, "--timeout", "soon"), 2, "--timeout")
