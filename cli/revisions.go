@@ -55,6 +55,10 @@ func rollback(c *urfave.Context) error {
 	if err != nil || len(args) > 1 {
 		return usagef("at most one REVISION is wanted; see '%s --help'", c.Command.HelpName)
 	}
+	id := "" // the last one
+	if len(args) == 1 {
+		id = args[0]
+	}
 	m, err := openMember(c)
 	if err != nil {
 		return err
@@ -64,7 +68,7 @@ func rollback(c *urfave.Context) error {
 	if err != nil {
 		return err
 	}
-	r, err := pickRevision(all, strings.Join(args, ""))
+	r, err := pickRevision(all, id)
 	if err != nil {
 		return err
 	}

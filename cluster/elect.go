@@ -271,6 +271,7 @@ func Settled(answers []Answer) []Answer {
 // unsound tells why an answer proves nothing about acknowledged commits.
 func unsound(b Ballot, a Answer) string {
 	_, member := b.View.Nodes[a.Node]
+	broken := BrokenOff(b.View, a)
 	switch {
 	case !member:
 		return "it is not a member"
@@ -278,8 +279,8 @@ func unsound(b Ballot, a Answer) string {
 		return fmt.Sprintf("it promised epoch %d, not %d", a.Epoch, b.Epoch)
 	case a.Complete != Yes:
 		return "its data directory is not a whole copy"
-	case BrokenOff(b.View, a) != "":
-		return BrokenOff(b.View, a)
+	case broken != "":
+		return broken
 	case b.View.Info != nil && a.SystemID != b.View.Info.SystemID:
 		return "its database is another one, with system identifier " + a.SystemID
 	}

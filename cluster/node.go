@@ -155,6 +155,13 @@ type Assignment struct {
 	Past History `json:"past,omitempty"`
 }
 
+// Follows says that a data directory at p, with the history own, is known to be on the
+// way to the timeline that the named node makes.
+func (a Assignment) Follows(p Position, own History) bool {
+	const next = 0 // that timeline has no number yet, so no p is on it
+	return a.Past.Leads(next, p, own)
+}
+
 // Leader is the value of the leader key. Held says whether a session holds the
 // lock: a value that nobody holds only tells who was active last.
 type Leader struct {

@@ -255,7 +255,7 @@ func TestPast(t *testing.T) {
 		{"c", Position{1, 50}, nil, true},
 		{"d", Position{1, 50}, nil, false}, // did not answer
 	} {
-		if got := b.Past(c.winner).Leads(0, c.p, c.own); got != c.want {
+		if got := (Assignment{Past: b.Past(c.winner)}).Follows(c.p, c.own); got != c.want {
 			t.Errorf("%v leads to %s: %v, want %v", c.p, c.winner, got, c.want)
 		}
 	}

@@ -230,14 +230,11 @@ func (h *Handler) led(ctx context.Context, v cluster.View) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if v.NextMaster.Past.Leads(0, at, own) {
+	if v.NextMaster.Follows(at, own) {
 		return true, nil
 	}
-	if !l.Serves() {
-		return false, nil // it has not told its line yet
-	}
-	t, known := h.learn(ctx, v)
-	return known && t.history.Leads(t.timeline, at, own), nil
+	t := h.lastTip() // this round has asked for it, once the active had told its line
+	return t.epoch == l.Epoch && t.history.Leads(t.timeline, at, own), nil
 }
 
 // recruits says that a standby of which nobody knows where it is may connect: the

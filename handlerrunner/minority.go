@@ -95,15 +95,15 @@ func (h *Handler) LastWrite(ctx context.Context, after cluster.LSN) (cluster.Las
 	if err != nil {
 		return w, err
 	}
-	switch view, d, db := h.snapshot(); {
-	case db.Primary == cluster.Yes, view.Leader.Node == h.Node, d.Side != nil && d.Side.Leader == h.Node:
+	view, d, db := h.snapshot()
+	w.Side = d.Side.Of()
+	switch {
+	case db.Primary == cluster.Yes, view.Leader.Node == h.Node, w.Side == h.Node:
 	case db.Ahead == nil:
 		w.Clock = time.Time{}
 	default:
 		w.Clock = w.Clock.Add(*db.Ahead)
 	}
-	_, d, _ := h.snapshot()
-	w.Side = d.Side.Of()
 	return w, nil
 }
 

@@ -19,10 +19,7 @@ import (
 func TestGate(t *testing.T) {
 	t.Parallel()
 	ctx := ctxOf(t)
-	ca := pgtest.NewCA(t)
-	a := newPrimary(t, ca, "node-a", "127.10.2.11")
-	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
-	b := newStandby(t, ca, "node-b", "127.10.2.12", a)
+	a, b := newPair(t, "127.10.2.11", "127.10.2.12")
 	a.sql(t, "create table notes (n int)")
 	var clients []*pgx.Conn
 	for range 5 {

@@ -215,10 +215,7 @@ func TestStandbyGetsTheLimitsOfItsPrimary(t *testing.T) {
 func TestUnfinishedRewindNeverStarts(t *testing.T) {
 	t.Parallel()
 	ctx := ctxOf(t)
-	ca := pgtest.NewCA(t)
-	a := newPrimary(t, ca, "node-a", "127.10.2.11")
-	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
-	b := newStandby(t, ca, "node-b", "127.10.2.12", a)
+	a, b := newPair(t, "127.10.2.11", "127.10.2.12")
 	must(t, b.EnsureSlots(ctx, "1", []string{"node-a"}))
 	a.sql(t, "create table notes as select generate_series(1, 100000) n")
 	end := a.Observe(ctx).Position.LSN
@@ -269,10 +266,7 @@ func TestUnfinishedRewindNeverStarts(t *testing.T) {
 func TestRewindOfDivergedPrimary(t *testing.T) {
 	t.Parallel()
 	ctx := ctxOf(t)
-	ca := pgtest.NewCA(t)
-	a := newPrimary(t, ca, "node-a", "127.10.2.11")
-	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
-	b := newStandby(t, ca, "node-b", "127.10.2.12", a)
+	a, b := newPair(t, "127.10.2.11", "127.10.2.12")
 	must(t, b.EnsureSlots(ctx, "1", []string{"node-a"}))
 	a.sql(t, "create table notes as select generate_series(1, 1000) n")
 	end := a.Observe(ctx).Position.LSN

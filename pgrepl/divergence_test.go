@@ -300,10 +300,7 @@ func TestLastCommit(t *testing.T) {
 func TestDivergenceSlots(t *testing.T) {
 	t.Parallel()
 	ctx := ctxOf(t)
-	ca := pgtest.NewCA(t)
-	a := newPrimary(t, ca, "node-a", "127.62.3.7")
-	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
-	b := newStandby(t, ca, "node-b", "127.62.3.8", a)
+	a, b := newPair(t, "127.62.3.7", "127.62.3.8")
 	if err := b.KeepDivergence(ctx); !errors.Is(err, pgrepl.ErrStandby) {
 		t.Errorf("on a standby: %v", err)
 	}

@@ -90,6 +90,15 @@ func activate(t *testing.T, n *node) {
 	must(t, n.Gate(ctx, true))
 }
 
+// newPair makes a primary, node-a, and a standby that streams from it, node-b.
+func newPair(t *testing.T, first, second string) (a, b *node) {
+	t.Helper()
+	ca := pgtest.NewCA(t)
+	a = newPrimary(t, ca, "node-a", first)
+	must(t, a.EnsureSlots(ctxOf(t), "1", []string{"node-b"}))
+	return a, newStandby(t, ca, "node-b", second, a)
+}
+
 // newStandby makes a clone of up that streams from it.
 func newStandby(t *testing.T, ca *pgtest.CA, name, address string, up *node) *node {
 	t.Helper()

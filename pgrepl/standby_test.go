@@ -22,10 +22,7 @@ import (
 func TestDetach(t *testing.T) {
 	t.Parallel()
 	ctx := ctxOf(t)
-	ca := pgtest.NewCA(t)
-	a := newPrimary(t, ca, "node-a", "127.10.2.11")
-	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
-	b := newStandby(t, ca, "node-b", "127.10.2.12", a)
+	a, b := newPair(t, "127.10.2.11", "127.10.2.12")
 	a.sql(t, "create table notes (n int)")
 	stop := writer(t, a)
 
@@ -69,10 +66,7 @@ func TestDetach(t *testing.T) {
 func TestDetachWhileReplayIsHeldUp(t *testing.T) {
 	t.Parallel()
 	ctx := ctxOf(t)
-	ca := pgtest.NewCA(t)
-	a := newPrimary(t, ca, "node-a", "127.10.2.11")
-	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
-	b := newStandby(t, ca, "node-b", "127.10.2.12", a)
+	a, b := newPair(t, "127.10.2.11", "127.10.2.12")
 	must(t, a.SetQuorum(ctx, cluster.Quorum{Members: []string{"node-b"}, K: 1}))
 	b.sql(t, "select pg_wal_replay_pause()")
 	await(t, "the replay is paused", func() bool { return b.query(t, "select pg_get_wal_replay_pause_state()") == "paused" })
@@ -113,10 +107,7 @@ func writer(t *testing.T, n *node) (stop func()) {
 func TestStoppedStandby(t *testing.T) {
 	t.Parallel()
 	ctx := ctxOf(t)
-	ca := pgtest.NewCA(t)
-	a := newPrimary(t, ca, "node-a", "127.10.2.11")
-	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
-	b := newStandby(t, ca, "node-b", "127.10.2.12", a)
+	a, b := newPair(t, "127.10.2.11", "127.10.2.12")
 	b.Instance.Stop(t)
 	if _, err := b.Detach(ctx); !errors.Is(err, pgrepl.ErrNotRunning) {
 		t.Errorf("detach: %v", err)
@@ -176,10 +167,7 @@ func TestCascadeContinues(t *testing.T) {
 func TestHandOver(t *testing.T) {
 	t.Parallel()
 	ctx := ctxOf(t)
-	ca := pgtest.NewCA(t)
-	a := newPrimary(t, ca, "node-a", "127.10.2.11")
-	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
-	b := newStandby(t, ca, "node-b", "127.10.2.12", a)
+	a, b := newPair(t, "127.10.2.11", "127.10.2.12")
 	must(t, b.EnsureSlots(ctx, "1", []string{"node-a"}))
 	a.sql(t, "create table notes (n int)")
 	writer(t, a)
@@ -225,10 +213,7 @@ func TestHandOver(t *testing.T) {
 func TestPromoteEndsSessionsThatHoldUpReplay(t *testing.T) {
 	t.Parallel()
 	ctx := ctxOf(t)
-	ca := pgtest.NewCA(t)
-	a := newPrimary(t, ca, "node-a", "127.10.2.11")
-	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
-	b := newStandby(t, ca, "node-b", "127.10.2.12", a)
+	a, b := newPair(t, "127.10.2.11", "127.10.2.12")
 	a.sql(t, "create table notes (n int)")
 	end := a.Observe(ctx).Position.LSN
 	await(t, "the standby has the table", func() bool { return b.Observe(ctx).Replayed >= end })
@@ -258,10 +243,7 @@ func TestPromoteEndsSessionsThatHoldUpReplay(t *testing.T) {
 func TestUnsetQuorumLocksCommits(t *testing.T) {
 	t.Parallel()
 	ctx := ctxOf(t)
-	ca := pgtest.NewCA(t)
-	a := newPrimary(t, ca, "node-a", "127.10.2.11")
-	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
-	b := newStandby(t, ca, "node-b", "127.10.2.12", a)
+	a, b := newPair(t, "127.10.2.11", "127.10.2.12")
 	a.Kill(t)
 	_, err := b.Detach(ctx)
 	must(t, err)
@@ -289,10 +271,7 @@ func TestUnsetQuorumLocksCommits(t *testing.T) {
 func TestForkedStandbyIsBelieved(t *testing.T) {
 	t.Parallel()
 	ctx := ctxOf(t)
-	ca := pgtest.NewCA(t)
-	a := newPrimary(t, ca, "node-a", "127.10.9.41")
-	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
-	b := newStandby(t, ca, "node-b", "127.10.9.42", a)
+	a, b := newPair(t, "127.10.9.41", "127.10.9.42")
 	a.sql(t, "create table notes as select generate_series(1, 1000) n")
 	end := a.Observe(ctx).Position.LSN
 	await(t, "the standby has the rows", func() bool { return b.Observe(ctx).Replayed >= end })
