@@ -172,7 +172,8 @@ func rank(mode HealMode, sides []Answer) {
 		case a.Last.At.IsZero():
 			return false // nothing was written there, by whatever clock
 		}
-		return first.writtenAt().Sub(a.writtenAt()) <= ClockSkew || first.clock().Sub(a.clock()).Abs() > ClockSkew
+		known := !first.clock().IsZero() && !a.clock().IsZero()
+		return !known || first.writtenAt().Sub(a.writtenAt()) <= ClockSkew || first.clock().Sub(a.clock()).Abs() > ClockSkew
 	}
 	slices.SortFunc(sides, func(x, y Answer) int {
 		return cmp.Or(compareTrue(alike(x), alike(y)), beyond(x.Side.Fork, y.Side.Fork), latest(x, y), furthest(x, y))

@@ -173,6 +173,11 @@ var electedAfterAPartition = map[string]struct {
 		b.Answers[0].Position.Timeline, b.Answers[0].Side.Fork.LSN = 34, 150
 		b.Answers[0].Last = &LastWrite{At: written(10).At, Clock: written(10).Clock.Add(-time.Minute)}
 	}, "b", ""},
+	"nor where it is not known by whose they were written": {func(b *Ballot) {
+		b.Answers[0] = aside("b", 200)
+		b.Answers[0].Position.Timeline, b.Answers[0].Side.Fork.LSN = 34, 150
+		b.Answers[0].Last, b.Answers[1].Last = &LastWrite{At: written(10).At}, &LastWrite{At: written(60).At}
+	}, "b", ""},
 	"unless nothing was written on one of them": {func(b *Ballot) {
 		b.Answers[0] = aside("b", 200)
 		b.Answers[0].Position.Timeline, b.Answers[0].Side.Fork.LSN = 34, 150

@@ -154,7 +154,7 @@ func (h *Handler) closing(ctx context.Context, o order) error {
 
 // mayHandOver refuses what could not be done, before anything is stopped.
 func (h *Handler) mayHandOver(ctx context.Context, o order) error {
-	view, d, _ := h.snapshot()
+	_, d, _ := h.snapshot()
 	if valid, _ := h.tenure.valid(time.Now()); !valid || h.tenure.held() == nil || d.State != cluster.Active {
 		return fmt.Errorf("%s is not the active node", h.Node)
 	}
@@ -163,7 +163,12 @@ func (h *Handler) mayHandOver(ctx context.Context, o order) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
-	// Looked at anew: a standby may have come since the last tick.
+	// Looked at anew: an option may have been set, or a standby may have come, since
+	// the watch and the tick last brought anything.
+	view, err := h.Store.View(ctx)
+	if err != nil {
+		return fmt.Errorf("hand over: %w", err)
+	}
 	db, err := h.Postgres.Observe(ctx)
 	if err != nil {
 		return fmt.Errorf("look at PostgreSQL on %s: %w", h.Node, err)

@@ -56,7 +56,7 @@ func faults() []fault {
 			s.blind[h.name] = true
 			return func() { s.blind[h.name] = false }
 		}},
-		{"one standby is away, the others are slow", 3, func(s *simulation, h *host, _ *dice) func() { return s.dwindle(h) }},
+		{"one standby is away, the others lag", 3, func(s *simulation, h *host, _ *dice) func() { return s.dwindle(h) }},
 		{"handler freezes, another hears nothing of it", 3, func(s *simulation, h *host, d *dice) func() {
 			other := s.names[d.below(len(s.names))]
 			wake, heal := s.nap(h), s.cut(link{other, consul}, link{consul, other})
@@ -258,14 +258,14 @@ func (s *simulation) dwindle(away *host) func() {
 	if away.name == active || s.hosts[active] == nil {
 		return nil
 	}
-	heal := s.cut(link{away.name, active}, link{active, away.name})
+	heal := s.isolate(away.name, true, true)
 	for _, name := range s.names {
-		s.slow[name] = name != active && name != away.name
+		s.lags[name] = name != active && name != away.name
 	}
 	s.ambushes = append(s.ambushes, ambush{"after SetSync", active, faultOf("power"), 3 * time.Second})
 	return func() {
 		heal()
-		clear(s.slow)
+		clear(s.lags)
 	}
 }
 

@@ -52,6 +52,7 @@ type simulation struct {
 	loss     float64
 	naps     map[string]chan struct{} // handlers that stand still alone
 	slow     map[string]bool          // disks
+	lags     map[string]bool          // standbys that stream, but have much to receive first
 	refused  map[string]bool          // hosts whose state cannot be written
 	blind    map[string]bool          // hosts whose watcher says nothing of use
 	raft     raft
@@ -93,7 +94,7 @@ func newSimulation(seed uint64, nodes int, dir string, recording bool) *simulati
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	s := &simulation{
 		world: w, seed: seed, nodes: nodes, dice: diceOf(seed, "pump", 0), procs: map[string]*proc{},
-		cuts: map[link]int{}, naps: map[string]chan struct{}{}, slow: map[string]bool{}, refused: map[string]bool{}, blind: map[string]bool{},
+		cuts: map[link]int{}, naps: map[string]chan struct{}{}, slow: map[string]bool{}, lags: map[string]bool{}, refused: map[string]bool{}, blind: map[string]bool{},
 		watches: map[string]*watch{}, ends: map[int]func(){}, epochs: map[string]cluster.Epoch{}, words: map[string]word{},
 		loose: map[string]time.Time{}, recording: recording, began: time.Now(),
 		wrote: map[int]written{}, served: map[int]string{}, exportedAll: map[int]bool{}, copies: map[string][][]int{},

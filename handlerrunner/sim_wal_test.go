@@ -195,7 +195,7 @@ func (s *simulation) receive(p *fakePG) {
 		s.violate("%s, at %s, streams from %s, at %s, and has other WAL", p.h.name, p.position(), up.h.name, up.position())
 		return
 	}
-	if rest := up.durable() - len(p.wal); rest > 0 && s.dice.chance(0.8) {
+	if rest := up.durable() - len(p.wal); rest > 0 && !s.lags[p.h.name] && s.dice.chance(0.8) {
 		n := len(p.wal) + 1 + s.dice.below(rest)
 		p.unflushed += n - len(p.wal)
 		p.wal = append(p.wal, up.wal[len(p.wal):n]...)
