@@ -70,6 +70,31 @@ func TestLastWriteTellsTheClockOfWhoWrote(t *testing.T) {
 	}
 }
 
+// A node that was active, and follows nobody yet, is not told by the clock of the node
+// that it had followed before.
+func TestAhead(t *testing.T) {
+	fast := 30 * time.Second
+	standby := Database{Primary: cluster.No, Ahead: &fast}
+	alone := Database{Primary: cluster.No}
+	was := Database{Ahead: ahead(Database{Primary: cluster.Yes}, standby)}
+	for name, c := range map[string]struct {
+		now, past Database
+		want      *time.Duration
+	}{
+		"streams":                         {standby, alone, &fast},
+		"streamed":                        {alone, standby, &fast},
+		"its server is down":              {Database{}, standby, &fast},
+		"was active since":                {alone, was, new(time.Duration)},
+		"was active, and streams again":   {standby, was, &fast},
+		"has heard of nobody since it is": {alone, alone, nil},
+	} {
+		got := ahead(c.now, c.past)
+		if (got == nil) != (c.want == nil) || got != nil && *got != *c.want {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
+	}
+}
+
 // A claim is judged as an election would judge: who builds upon a promotion that broke
 // off is not named, however late it was written.
 func TestClaimOfABrokenPromotion(t *testing.T) {

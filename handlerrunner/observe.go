@@ -43,9 +43,7 @@ func (h *Handler) observe(ctx context.Context) cluster.Observation {
 	if db.Running != cluster.Yes {
 		db.SystemID = h.db.SystemID
 	}
-	if db.Ahead == nil {
-		db.Ahead = h.db.Ahead
-	}
+	db.Ahead = ahead(db, h.db)
 	if h.db = db; db.Position.LSN > 0 {
 		h.stood = db.Position
 	}
@@ -71,6 +69,19 @@ func (h *Handler) observe(ctx context.Context) cluster.Observation {
 	o.Diverged = h.diverged(ctx, o, db)
 	o.Stranded = h.stranded(now, o, db)
 	return o
+}
+
+// ahead is by how much the clock of who wrote last what this node holds is before its
+// own: that of an upstream, which is remembered when it is gone; or of this node, which
+// has written itself since it was a primary, and until it hears of another's WAL.
+func ahead(now, past Database) *time.Duration {
+	switch {
+	case now.Primary == cluster.Yes:
+		return new(time.Duration)
+	case now.Ahead == nil:
+		return past.Ahead
+	}
+	return now.Ahead
 }
 
 // parted says whether this node is chosen to serve a part that is cut off, and

@@ -67,8 +67,8 @@ type Database struct {
 	Standbys  []Downstream // on a primary
 	Streaming bool         // its receiver runs
 
-	// Ahead is by how much the clock of the upstream that it streams from, or did
-	// last, is before this node's; nil: not known.
+	// Ahead is by how much the clock of the upstream that it streams from is before
+	// this node's; nil: not known.
 	Ahead *time.Duration
 }
 
