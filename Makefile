@@ -10,7 +10,7 @@ PACKAGES ?= ./...
 BUILD   := $(GO) build -tags $(TAGS) -trimpath -ldflags '-X github.com/understudy-ha/understudy/node.Version=$(VERSION)'
 export PATH := $(BIN):$(PATH)
 
-PROGRAMS := understudy check-runner handler-runner consul-watcher file-sync
+PROGRAMS := understudy check-runner handler-runner consul-watcher file-sync postgres-helper
 
 .PHONY: help setup build test lint vet sim sim-mutants demo bench bench-rejoin chaos clean
 

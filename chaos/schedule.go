@@ -109,7 +109,7 @@ type means struct {
 }
 
 var (
-	daemons = []string{"handler-runner", "check-runner", "consul-watcher", "file-sync"}
+	daemons = []string{"handler-runner", "check-runner", "consul-watcher", "file-sync", "postgres-helper"}
 
 	onNode = []Strike{StrikePostgres, StrikeHandler, StrikeNode, StrikeFreeze, StrikeIsolate}
 	onCopy = []Strike{StrikeHandler, StrikeNode, StrikeFreeze, StrikeIsolate, StrikeSource}

@@ -95,7 +95,7 @@ func TestDeathOfTheDatabase(t *testing.T) {
 		Node: name, Kind: cluster.Manager, Always: []string{"web.service"},
 		Poster: consul{client}, Views: consul{client}, Database: postgres{database}, Units: noUnits{},
 		Files:   func() (cluster.FilesReport, error) { return cluster.FilesReport{Sending: true, At: time.Now()}, nil },
-		Disk:    func() (int64, error) { return checkrunner.WriteProbe(instance.DataDir + ".probe") },
+		Disk:    database.Probe,
 		Storage: func(cluster.StorageReport) error { return nil },
 		Logger:  slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})

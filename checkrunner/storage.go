@@ -3,11 +3,7 @@ package checkrunner
 import (
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/understudy-ha/understudy/cluster"
 )
@@ -70,30 +66,4 @@ func judgeHanging(lasts, ttl time.Duration) finding {
 		return finding{wavering, text}
 	}
 	return finding{bad, text}
-}
-
-// probeSize is one block of most file systems.
-const probeSize = 4096
-
-// WriteProbe makes a small file, waits until the disk has it, removes it, and
-// returns how many bytes of that file system are free for ordinary users. It
-// hangs where the disk does.
-func WriteProbe(file string) (free int64, err error) {
-	f, err := os.OpenFile(file, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return 0, fmt.Errorf("probe the disk: %w", err)
-	}
-	defer f.Close()
-	defer os.Remove(file)
-	if _, err := f.Write(make([]byte, probeSize)); err != nil {
-		return 0, fmt.Errorf("probe the disk: %w", err)
-	}
-	if err := f.Sync(); err != nil {
-		return 0, fmt.Errorf("probe the disk: %w", err)
-	}
-	var fs unix.Statfs_t
-	if err := unix.Statfs(filepath.Dir(file), &fs); err != nil {
-		return 0, fmt.Errorf("measure free space: %w", err)
-	}
-	return int64(fs.Bavail) * fs.Bsize, nil
 }

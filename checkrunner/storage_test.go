@@ -1,9 +1,7 @@
 package checkrunner
 
 import (
-	"errors"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -125,37 +123,4 @@ func TestHangingDisk(t *testing.T) {
 			t.Errorf("%d writes at the same time", b.disk.most)
 		}
 	})
-}
-
-// The probe itself, on a real disk of 1 MB that fills up. Only root can make one.
-func TestWriteProbe(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Log("not root: no disk of a given size can be made")
-		return
-	}
-	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) }()
-	file := filepath.Join(dir, "main.probe")
-	if free, err := WriteProbe(file); err != nil || free < 900<<10 || free > 1<<20 {
-		t.Errorf("%d bytes are free: %v", free, err)
-	}
-	filler := filepath.Join(dir, "filler")
-	if err := os.WriteFile(filler, make([]byte, 2<<20), 0o600); !errors.Is(err, syscall.ENOSPC) {
-		t.Fatalf("the disk did not fill up: %v", err)
-	}
-	if _, err := WriteProbe(file); !errors.Is(err, syscall.ENOSPC) {
-		t.Errorf("on a full disk: %v", err)
-	}
-	if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the probe is left: %v", err)
-	}
-	if err := os.Remove(filler); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := WriteProbe(file); err != nil {
-		t.Errorf("with room again: %v", err)
-	}
 }

@@ -43,6 +43,9 @@ func (l Layout) Storage() string { return filepath.Join(l.Run, "storage.json") }
 // consul-watcher watches.
 func (l Layout) Lease() string { return filepath.Join(l.Run, "lease") }
 
+// Helper is where postgres-helper answers.
+func (l Layout) Helper() string { return filepath.Join(l.Run, "postgres-helper.sock") }
+
 // InitSocket is where the supervisor of a dev node answers.
 func (l Layout) InitSocket() string { return filepath.Join(l.Run, "init.sock") }
 

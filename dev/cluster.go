@@ -194,7 +194,7 @@ func unitOf(component string) string {
 	switch component {
 	case "postgres":
 		return PostgresUnit
-	case "consul", "file-sync", "check-runner", "consul-watcher", "handler-runner":
+	case "consul", "file-sync", "check-runner", "consul-watcher", "handler-runner", "postgres-helper":
 		return "understudy-" + component + ".service"
 	}
 	return services.UnitName(component)

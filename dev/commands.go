@@ -168,7 +168,7 @@ func (i Info) table(w io.Writer) error {
 func killCommand() *cli.Command {
 	return &cli.Command{
 		Name: "kill", Usage: "SIGKILL to a component of a node, or to all of it", ArgsUsage: "NODE [COMPONENT]",
-		Description: "COMPONENT is postgres, consul, file-sync, check-runner, handler-runner, consul-watcher, a unit, or all (the default).\n" +
+		Description: "COMPONENT is postgres, consul, file-sync, check-runner, handler-runner, consul-watcher, postgres-helper, a unit, or all (the default).\n" +
 			"A component is started again by its node's init; after 'all' nothing is, until 'understudy dev start NODE'.\n" +
 			example("understudy dev kill node1 postgres"),
 		Flags: []cli.Flag{dirFlag()},

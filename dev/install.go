@@ -159,7 +159,7 @@ func FindBinaries(bin string) (Cluster, error) {
 	}
 	c := Cluster{Bin: bin}
 	var missing []error
-	for _, name := range []string{"understudy", "check-runner", "consul-watcher", "handler-runner", "file-sync", "notes"} {
+	for _, name := range []string{"understudy", "check-runner", "consul-watcher", "handler-runner", "file-sync", "postgres-helper", "notes"} {
 		if _, err := os.Stat(filepath.Join(bin, name)); err != nil {
 			missing = append(missing, fmt.Errorf("find binaries: no %s in %s; 'make build' makes it", name, bin))
 		}

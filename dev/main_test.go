@@ -78,7 +78,7 @@ func tempDir(t *testing.T) string {
 func binDir(t *testing.T) string {
 	t.Helper()
 	dir := tempDir(t)
-	for _, name := range []string{"understudy", "check-runner", "consul-watcher", "handler-runner", "file-sync", "notes", "consul"} {
+	for _, name := range []string{"understudy", "check-runner", "consul-watcher", "handler-runner", "file-sync", "postgres-helper", "notes", "consul"} {
 		if err := os.Symlink(os.Args[0], filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}

@@ -87,7 +87,7 @@ func (n Node) await(ctx context.Context, ended <-chan error) error {
 const All = "all"
 
 // Kill sends SIGKILL to all processes of one component of a node (postgres,
-// consul, file-sync, check-runner, consul-watcher, handler-runner, or a unit),
+// consul, file-sync, check-runner, consul-watcher, handler-runner, postgres-helper, or a unit),
 // which its init then restarts; or, for All, to everything on the node at once,
 // which nothing restarts. It returns when the processes of All are gone. A node
 // that is down already is left alone by All. Errors wrap ErrNoNode and ErrDown.

@@ -53,7 +53,7 @@ func runAll(m *testing.M) (code int, err error) {
 	if err := os.Mkdir(bin, 0o755); err != nil {
 		return 1, err
 	}
-	for _, name := range []string{"check-runner", "consul-watcher", "file-sync", "handler-runner", "understudy"} {
+	for _, name := range []string{"check-runner", "consul-watcher", "file-sync", "handler-runner", "postgres-helper", "understudy"} {
 		if err := build(filepath.Join(bin, name), "cmd/"+name, "test"); err != nil {
 			return 1, err
 		}

@@ -111,7 +111,7 @@ func (g *group) told(t *testing.T, node, member string) {
 		if r.code != 1 || !strings.Contains(r.err, node+" was removed from the cluster") {
 			return fmt.Errorf("%v", r)
 		}
-		for _, gone := range []string{"consul", "postgres", "file-sync", "check-runner", "consul-watcher", "notes-web", "notes-worker"} {
+		for _, gone := range []string{"consul", "postgres", "file-sync", "check-runner", "consul-watcher", "postgres-helper", "notes-web", "notes-worker"} {
 			if pid := g.node(t, node).Pids[gone]; pid != 0 {
 				return fmt.Errorf("%s still runs", gone)
 			}

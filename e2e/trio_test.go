@@ -338,7 +338,7 @@ func setActive(t *testing.T, g *group) {
 // reason to fail over.
 func daemonsDie(t *testing.T, g *group) {
 	before := g.healthy(t, "node1", 3)
-	for _, daemon := range []string{"check-runner", "consul-watcher", "file-sync", "handler-runner", "consul"} {
+	for _, daemon := range []string{"check-runner", "consul-watcher", "file-sync", "handler-runner", "postgres-helper", "consul"} {
 		after := g.underWrites(t, func() {
 			pid := g.node(t, before.Active).Pids[daemon]
 			g.must(t, "kill", before.Active, daemon)

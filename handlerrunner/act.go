@@ -248,7 +248,7 @@ func (h *Handler) rejoin(ctx context.Context) error {
 	view, d, db := h.snapshot()
 	source := view.Upstream()
 	db.Position = h.lastSeen() // an attempt that came to nothing has stopped the server
-	complete, err := h.Directory.Complete()
+	complete, err := h.Directory.Complete(ctx)
 	if err != nil {
 		return err
 	}

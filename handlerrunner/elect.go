@@ -131,7 +131,7 @@ func (h *Handler) answer(ctx context.Context, promise cluster.Epoch) (cluster.An
 	if a.History, err = h.Replication.History(ctx, pos.Timeline); err != nil {
 		return a, fmt.Errorf("detach for epoch %d: %w", promise, err)
 	}
-	complete, err := h.Directory.Complete()
+	complete, err := h.Directory.Complete(ctx)
 	if err == nil {
 		a.Complete = cluster.TriOf(complete)
 	}

@@ -290,7 +290,7 @@ func (p *fakePG) History(_ context.Context, tl cluster.Timeline) (cluster.Histor
 	return slices.Clone(p.history), nil
 }
 
-func (p *fakePG) Complete() (bool, error) {
+func (p *fakePG) Complete(context.Context) (bool, error) {
 	p.h.w.mu.Lock()
 	defer p.h.w.mu.Unlock()
 	return p.complete, nil

@@ -74,7 +74,7 @@ func (h *Handler) describe(ctx context.Context, a cluster.Answer) (cluster.Answe
 	if a.History, err = h.Replication.History(ctx, a.Position.Timeline); err != nil {
 		return a, err
 	}
-	complete, err := h.Directory.Complete()
+	complete, err := h.Directory.Complete(ctx)
 	if err == nil {
 		a.Complete = cluster.TriOf(complete)
 	}

@@ -56,7 +56,7 @@ func (h *Handler) observe(ctx context.Context) cluster.Observation {
 	h.mu.Unlock()
 	valid, _ := h.tenure.valid(now)
 	o.Lease = cluster.TriOf(valid)
-	if complete, err := h.Directory.Complete(); err == nil {
+	if complete, err := h.Directory.Complete(ctx); err == nil {
 		o.Complete = cluster.TriOf(complete)
 	}
 	if o.View.Info != nil && db.SystemID != "" {

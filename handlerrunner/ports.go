@@ -106,7 +106,7 @@ type Replication interface {
 
 // Directory is the local data directory.
 type Directory interface {
-	Complete() (bool, error)
+	Complete(ctx context.Context) (bool, error)
 	// Final is the end of WAL of a server that was shut down cleanly.
 	Final(ctx context.Context) (cluster.Position, error)
 	Rewind(ctx context.Context, source cluster.Upstream) error

@@ -38,7 +38,7 @@ func (noDatabase) History(context.Context, cluster.Timeline) (cluster.History, e
 	return nil, errNoDatabase
 }
 
-func (noDatabase) Complete() (bool, error) { return false, errNoDatabase }
+func (noDatabase) Complete(context.Context) (bool, error) { return false, errNoDatabase }
 func (noDatabase) Final(context.Context) (cluster.Position, error) {
 	return cluster.Position{}, errNoDatabase
 }

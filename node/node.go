@@ -21,6 +21,7 @@ import (
 	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/config"
 	"github.com/understudy-ha/understudy/pgrepl"
+	"github.com/understudy-ha/understudy/pgrepl/helper"
 	"github.com/understudy-ha/understudy/registry"
 	"github.com/understudy-ha/understudy/services"
 	"github.com/understudy-ha/understudy/statefile"
@@ -126,6 +127,9 @@ func (h *Host) Postgres() (*pgrepl.Server, error) {
 		Parameters: c.Parameters, Logger: h.Log,
 	})
 }
+
+// Helper asks postgres-helper to do what only PostgreSQL's own user may do.
+func (h *Host) Helper() *helper.Client { return helper.NewClient(h.Layout.Helper()) }
 
 // SocketDir is where PostgreSQL makes its socket. The path of a socket is
 // limited to 107 bytes, so a node under a long root uses a short one elsewhere.

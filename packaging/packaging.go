@@ -29,6 +29,7 @@ func Daemons() []string {
 	return []string{
 		"understudy-consul.service",
 		"understudy-consul-watcher.service",
+		"understudy-postgres-helper.service",
 		"understudy-check-runner.service",
 		"understudy-file-sync.service",
 		"understudy-handler-runner.service",

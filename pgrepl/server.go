@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -133,12 +134,22 @@ const (
 	StateUp             // it answers
 )
 
-func (s State) String() string {
-	return [...]string{"unknown", "down", "starting", "stopping", "up"}[s]
-}
+var stateNames = []string{"unknown", "down", "starting", "stopping", "up"}
+
+func (s State) String() string { return stateNames[s] }
 
 // MarshalText makes a State readable in JSON.
 func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads what MarshalText wrote.
+func (s *State) UnmarshalText(text []byte) error {
+	i := slices.Index(stateNames, string(text))
+	if i < 0 {
+		return fmt.Errorf("%q is no state of a server", text)
+	}
+	*s = State(i)
+	return nil
+}
 
 // Observation is what one look at the server showed. Fields that could not be
 // seen keep their zero value, which means unknown.

@@ -27,7 +27,7 @@ func run(ctx context.Context, host *node.Host) error {
 		Files: func() (cluster.FilesReport, error) {
 			return statefile.Read[cluster.FilesReport](host.Layout.Files())
 		},
-		Disk:    func() (int64, error) { return checkrunner.WriteProbe(host.Config.Postgres.DataDir + ".probe") },
+		Disk:    func() (int64, error) { return host.Helper().Probe(ctx) },
 		Storage: func(s cluster.StorageReport) error { return statefile.Write(host.Layout.Storage(), s) },
 		Logger:  host.Log,
 	}

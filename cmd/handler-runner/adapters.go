@@ -15,6 +15,7 @@ import (
 	"github.com/understudy-ha/understudy/membership"
 	"github.com/understudy-ha/understudy/node"
 	"github.com/understudy-ha/understudy/pgrepl"
+	"github.com/understudy-ha/understudy/pgrepl/helper"
 	"github.com/understudy-ha/understudy/registry"
 )
 
@@ -22,7 +23,7 @@ import (
 type adapters struct {
 	host    *node.Host
 	reg     *registry.Client
-	pg      *pgrepl.Server // nil on a runner
+	pg      *helper.Client // nil on a runner
 	peers   *api.Client
 	journal *journal
 	cutOff  chan struct{} // signalled when the watcher finds that this node is
@@ -35,9 +36,7 @@ func open(h *node.Host) (*adapters, error) {
 		return nil, err
 	}
 	if h.Record.Node.Kind == cluster.Manager {
-		if a.pg, err = h.Postgres(); err != nil {
-			return nil, err
-		}
+		a.pg = h.Helper()
 	}
 	if a.peers, err = h.Peers(); err != nil {
 		return nil, err
@@ -133,7 +132,7 @@ func (d losses) Keep(ctx context.Context, confirmed cluster.LSN) error {
 
 func (d losses) Export(ctx context.Context, epoch cluster.Epoch, fork cluster.LSN, wrote []cluster.Timeline) error {
 	r := d.host.Record
-	q := pgrepl.ExportRequest{Cluster: r.Info.ID, Epoch: epoch, Fork: fork, Wrote: wrote, Dir: d.host.Layout.Divergence()}
+	q := pgrepl.ExportRequest{Cluster: r.Info.ID, Epoch: epoch, Fork: fork, Wrote: wrote}
 	s, err := d.pg.Export(ctx, q)
 	if err != nil && ctx.Err() == nil {
 		var kept error
@@ -260,10 +259,10 @@ func gone(err error) error {
 }
 
 // postgres is the local server, in the handler's words.
-type postgres struct{ *pgrepl.Server }
+type postgres struct{ *helper.Client }
 
 func (p postgres) Observe(ctx context.Context) (handlerrunner.Database, error) {
-	o := p.Server.Observe(ctx)
+	o := p.Client.Observe(ctx)
 	d := handlerrunner.Database{
 		Primary: o.Primary, Position: o.Position, SystemID: o.SystemID,
 		Upstream: o.Upstream, Streaming: o.Streaming(), Seen: o.UpstreamEnd, Ahead: o.Ahead,
@@ -317,7 +316,7 @@ func (r replication) History(ctx context.Context, tl cluster.Timeline) (cluster.
 // directory is the local data directory.
 type directory struct{ *adapters }
 
-func (d directory) Complete() (bool, error) { return d.pg.Complete(), nil }
+func (d directory) Complete(ctx context.Context) (bool, error) { return d.pg.Complete(ctx) }
 
 func (d directory) Final(ctx context.Context) (cluster.Position, error) {
 	c, err := d.pg.ControlData(ctx)

@@ -38,7 +38,7 @@ type IdleDaemon struct {
 	RSS  float64 `json:"rss_mib"`
 }
 
-var daemons = []string{"check-runner", "consul-watcher", "file-sync", "handler-runner"}
+var daemons = []string{"check-runner", "consul-watcher", "file-sync", "handler-runner", "postgres-helper"}
 
 const (
 	settle  = 5 * time.Second
