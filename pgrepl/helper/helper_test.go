@@ -63,6 +63,15 @@ func (r *rig) serve(t *testing.T) {
 	}
 }
 
+// boot starts the server as that of a member.
+func (r *rig) boot(t *testing.T) {
+	t.Helper()
+	must(t, r.direct.EnsureRoles(t.Context()))
+	must(t, r.direct.Prepare(t.Context()))
+	must(t, pgrepl.PrepareBoot(r.DataDir))
+	r.Start(t)
+}
+
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
@@ -79,14 +88,7 @@ func TestVerbs(t *testing.T) {
 	if o := a.Observe(ctx); o.State != pgrepl.StateDown || o.Primary != cluster.Unknown {
 		t.Errorf("of a stopped server: %+v", o)
 	}
-	_, err := a.Detach(ctx)
-	if !errors.Is(err, pgrepl.ErrNotRunning) || !strings.Contains(err.Error(), "detach") {
-		t.Errorf("detach a stopped server: %v", err)
-	}
-	must(t, a.direct.Prepare(ctx))
-	must(t, a.direct.EnsureRoles(ctx))
-	must(t, pgrepl.PrepareBoot(a.DataDir))
-	a.Start(t)
+	a.boot(t)
 	must(t, a.SetQuorum(ctx, cluster.Quorum{}))
 	began, err := a.Promote(ctx)
 	must(t, err)
@@ -110,6 +112,9 @@ func TestVerbs(t *testing.T) {
 
 	b := newRig(t, ca, "node-b", "127.10.7.2")
 	must(t, b.direct.Prepare(ctx))
+	if _, err := b.Detach(ctx); !errors.Is(err, pgrepl.ErrNotRunning) || !strings.Contains(err.Error(), "detach") {
+		t.Errorf("detach a stopped server: %v", err)
+	}
 	var said []string
 	up := pgrepl.Upstream{Name: "node-a", Address: a.Address, Port: a.Port, Tenure: "1", SystemID: o.SystemID}
 	must(t, b.Clone(ctx, up, func(s string) { said = append(said, s) }))
@@ -137,10 +142,7 @@ func TestVerbs(t *testing.T) {
 // that dies ends it, too.
 func TestCallersGiveUp(t *testing.T) {
 	a := newRig(t, pgtest.NewCA(t), "node-a", "127.10.7.3")
-	must(t, a.direct.Prepare(t.Context()))
-	must(t, a.direct.EnsureRoles(t.Context()))
-	must(t, pgrepl.PrepareBoot(a.DataDir))
-	a.Start(t)
+	a.boot(t)
 	a.Freeze(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
@@ -196,6 +198,7 @@ func TestNobodyAnswers(t *testing.T) {
 // A caller chooses among the verbs, and no path.
 func TestCallersAreNotTrusted(t *testing.T) {
 	a := newRig(t, pgtest.NewCA(t), "node-a", "127.10.7.5")
+	a.boot(t)
 	for call, want := range map[string]string{
 		`{"verb":"shell","args":"id"}`:                        "there is no verb shell",
 		`{"verb":"history","args":"x"}`:                       "arguments",
