@@ -104,7 +104,7 @@ func TestPermissions(t *testing.T) {
 	check(t, d.NewGossipKey())
 	renew(t, d, d, "n1", "10.0.0.1", time.Now())
 	for file, mode := range map[string]fs.FileMode{
-		d.CAFile(): 0o644, d.CertFile(): 0o644, d.CAKeyFile(): 0o600, d.KeyFile(): 0o600, d.GossipFile(): 0o600,
+		d.CAFile(): 0o644, d.CertFile(): 0o644, d.CAKeyFile(): 0o600, d.KeyFile(): 0o640, d.GossipFile(): 0o600,
 	} {
 		info, err := os.Stat(file)
 		check(t, err)

@@ -17,11 +17,12 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/google/renameio/v2"
+	"github.com/understudy-ha/understudy/statefile"
 )
 
 // Dir is the cluster-ssl folder of a node. Its files are replaced as a whole, so
-// that a reader never sees half of one; keys are readable by their owner alone.
+// that a reader never sees half of one. Keys are readable by their owner alone, but
+// for the node's own, which Consul, a user of the same group, uses too.
 type Dir string
 
 // CAFile holds the CA's certificate.
@@ -41,6 +42,7 @@ func (d Dir) GossipFile() string { return filepath.Join(string(d), "gossip.key")
 
 const (
 	public  = 0o644
+	shared  = 0o640
 	private = 0o600
 )
 
@@ -48,10 +50,7 @@ func (d Dir) write(file string, text []byte, mode os.FileMode) error {
 	if err := os.MkdirAll(string(d), 0o755); err != nil {
 		return fmt.Errorf("make certificate folder: %w", err)
 	}
-	if err := renameio.WriteFile(file, text, mode, renameio.WithStaticPermissions(mode)); err != nil {
-		return fmt.Errorf("write %s: %w", file, err)
-	}
-	return nil
+	return statefile.WriteText(file, text, mode)
 }
 
 // CA returns the CA's certificate as PEM.
@@ -119,7 +118,11 @@ func (d Dir) key(file string, create bool) (*ecdsa.PrivateKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make key: %w", err)
 	}
-	return key, d.write(file, encodePEM(blockKey, der), private)
+	mode := os.FileMode(private)
+	if file == d.KeyFile() {
+		mode = shared
+	}
+	return key, d.write(file, encodePEM(blockKey, der), mode)
 }
 
 // The names of PEM blocks.

@@ -27,7 +27,7 @@ var rules = map[string]struct {
 	"pgrepl":        {[]string{"cluster", "pgrepl"}, "adapters do not know each other"},
 	"filesync":      {[]string{"cluster", "statefile", "filesync"}, "adapters do not know each other"},
 	"services":      {[]string{"cluster", "services", "statefile"}, "adapters do not know each other"},
-	"certs":         {[]string{"cluster"}, "adapters do not know each other"},
+	"certs":         {[]string{"cluster", "statefile"}, "adapters do not know each other"},
 	"checkrunner":   {[]string{"cluster", "config"}, "a daemon gets its adapters from cmd"},
 	"handlerrunner": {[]string{"cluster", "statefile"}, "a daemon gets its adapters from cmd"},
 	"watcher":       {[]string{"cluster", "statefile", "config"}, "a daemon gets its adapters from cmd"},

@@ -58,6 +58,15 @@ func (l Layout) Known() string { return filepath.Join(l.State, "cluster.json") }
 // Membership is how far start or join has come on this host.
 func (l Layout) Membership() string { return filepath.Join(l.State, "membership.json") }
 
+// Removed is a mark that the node was removed: no unit of it starts any more, but for
+// handler-runner, which goes on telling that.
+func (l Layout) Removed() string { return filepath.Join(l.State, "removed") }
+
+// Polkit is the rule that says which units the daemons may start and stop.
+func (l Layout) Polkit() string {
+	return filepath.Join(l.Root, "etc/polkit-1/rules.d/50-understudy.rules")
+}
+
 // ConsulData and ConsulConfig belong to the local Consul agent.
 func (l Layout) ConsulData() string { return filepath.Join(l.State, "consul") }
 

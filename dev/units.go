@@ -86,6 +86,9 @@ func override(spec NodeSpec, major int, u unitfile.Unit) string {
 		line("ExecStartPre", "")
 	}
 	for _, c := range u.StartPre {
+		if c.AsRoot {
+			continue // for polkit, which no node of dev mode has
+		}
 		line("ExecStartPre", relocateCommand(spec, major, c))
 	}
 	line("ExecStart", "")

@@ -12,6 +12,7 @@ import (
 	"github.com/understudy-ha/understudy/node"
 	"github.com/understudy-ha/understudy/packaging"
 	"github.com/understudy-ha/understudy/registry"
+	"github.com/understudy-ha/understudy/statefile"
 )
 
 // Removal takes a member out of the cluster.
@@ -115,12 +116,18 @@ func (r Removal) expel(ctx context.Context, name string) error {
 }
 
 // Depart is the removed node's own part: it leaves Consul gracefully, so that it
-// counts for no majority any more, and disables PostgreSQL and the daemons but
+// counts for no majority any more, and stops PostgreSQL and the daemons for good but
 // handler-runner, which goes on telling that the node was removed. The database
 // stays as it is. It may be repeated.
+//
+// The units stay enabled, because only root may change that. A mark in whose presence
+// they do not start keeps them down.
 func Depart(ctx context.Context, h *node.Host, reg *registry.Client) error {
 	if h.Record.Removed {
 		return nil
+	}
+	if err := statefile.WriteText(h.Layout.Removed(), nil, 0o644); err != nil {
+		return err
 	}
 	units := h.Units()
 	leaving := packaging.Daemons()
@@ -131,7 +138,7 @@ func Depart(ctx context.Context, h *node.Host, reg *registry.Client) error {
 		if u == consulUnit || u == handlerUnit {
 			continue
 		}
-		if err := errors.Join(units.Disable(ctx, u), units.Stop(ctx, u)); err != nil {
+		if err := units.Stop(ctx, u); err != nil {
 			return err
 		}
 	}
@@ -140,7 +147,7 @@ func Depart(ctx context.Context, h *node.Host, reg *registry.Client) error {
 			return err
 		}
 	}
-	if err := errors.Join(units.Disable(ctx, consulUnit), units.Stop(ctx, consulUnit)); err != nil {
+	if err := units.Stop(ctx, consulUnit); err != nil {
 		return err
 	}
 	if err := node.UpdateRecord(h.Layout.Membership(), func(r *node.Record) error {

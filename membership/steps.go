@@ -126,14 +126,18 @@ func begin(ctx context.Context, h *node.Host, command string, r Request) error {
 // and its files stay as they are, and join refuses them until they are emptied.
 func forget(ctx context.Context, h *node.Host) error {
 	units := h.Units()
-	for _, u := range packaging.Daemons() {
+	former := packaging.Daemons()
+	if h.Record.Node.Kind == cluster.Manager {
+		former = append(former, h.Config.Postgres.Unit)
+	}
+	for _, u := range former {
 		if err := errors.Join(units.Disable(ctx, u), units.Stop(ctx, u)); err != nil {
 			return fmt.Errorf("forget the former cluster: %w", err)
 		}
 	}
 	sync := h.Layout.FileSync() // but for the versions that it keeps
 	for _, old := range []string{
-		h.Layout.ConsulData(), h.Layout.ConsulConfig(), h.Layout.Handler(), h.Layout.Known(),
+		h.Layout.Removed(), h.Layout.ConsulData(), h.Layout.ConsulConfig(), h.Layout.Handler(), h.Layout.Known(),
 		filepath.Join(sync, "index"), filepath.Join(sync, "folders"), filepath.Join(sync, "peers.json"),
 	} {
 		if err := os.RemoveAll(old); err != nil {

@@ -8,7 +8,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -46,7 +45,7 @@ func Open(root, component string) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	h.Log = slog.New(slog.NewTextHandler(h.logs(), nil)).With("component", component, "node", h.Record.Node.Name)
+	h.Log = h.logger().With("component", component, "node", h.Record.Node.Name)
 	return h, nil
 }
 
@@ -79,18 +78,6 @@ func read(root string) (*Host, error) {
 	h.Certs = certs.Dir(h.Layout.SSL)
 	h.Record, err = LoadRecord(h.Layout.Membership())
 	return h, err
-}
-
-// logs is standard error and, where it can be written, cluster.log.
-func (h *Host) logs() io.Writer {
-	if err := os.MkdirAll(h.Layout.Log, 0o755); err != nil {
-		return os.Stderr
-	}
-	f, err := os.OpenFile(filepath.Join(h.Layout.Log, "cluster.log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
-	if err != nil {
-		return os.Stderr
-	}
-	return io.MultiWriter(os.Stderr, f)
 }
 
 // Agent is the configuration of the local Consul agent.

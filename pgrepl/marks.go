@@ -104,6 +104,10 @@ func (s *Server) lock() (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock data directory: %w", err)
 	}
+	if err := s.run.Own(f.Name()); err != nil { // whoever clones next may not be root
+		f.Close()
+		return nil, fmt.Errorf("lock data directory: %w", err)
+	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {

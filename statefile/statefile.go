@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/google/renameio/v2"
 )
@@ -24,10 +25,7 @@ func WriteMode(file string, v any, mode os.FileMode) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return fmt.Errorf("write %s: %w", file, err)
 	}
-	if err := renameio.WriteFile(file, append(text, '\n'), mode, renameio.WithStaticPermissions(mode)); err != nil {
-		return fmt.Errorf("write %s: %w", file, err)
-	}
-	return nil
+	return WriteText(file, append(text, '\n'), mode)
 }
 
 // Read returns what Write kept. A missing file is an error that wraps
@@ -44,10 +42,34 @@ func Read[T any](file string) (T, error) {
 	return v, nil
 }
 
-// WriteText replaces the file with text, in the same way as Write.
+// WriteText replaces the file with text, in the same way as Write. What root writes
+// belongs to whom its folder belongs to: so commands that an operator runs leave
+// nothing behind that a daemon of another user could not read.
 func WriteText(file string, text []byte, mode os.FileMode) error {
-	if err := renameio.WriteFile(file, text, mode, renameio.WithStaticPermissions(mode)); err != nil {
+	if err := writeText(file, text, mode); err != nil {
 		return fmt.Errorf("write %s: %w", file, err)
 	}
 	return nil
+}
+
+func writeText(file string, text []byte, mode os.FileMode) error {
+	f, err := renameio.NewPendingFile(file, renameio.WithStaticPermissions(mode))
+	if err != nil {
+		return err
+	}
+	defer f.Cleanup() // does nothing once the file has its name
+	if _, err := f.Write(text); err != nil {
+		return err
+	}
+	if os.Geteuid() == 0 {
+		folder, err := os.Stat(filepath.Dir(file))
+		if err != nil {
+			return err
+		}
+		owner := folder.Sys().(*syscall.Stat_t)
+		if err := f.Chown(int(owner.Uid), int(owner.Gid)); err != nil {
+			return err
+		}
+	}
+	return f.CloseAtomicallyReplace()
 }

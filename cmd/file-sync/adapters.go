@@ -7,10 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
 	"strconv"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/config"
@@ -37,7 +38,7 @@ func options(h *node.Host) (filesync.Options, error) {
 		Name:        h.Record.Node.Name,
 		Listen:      net.JoinHostPort(h.Record.Node.Address, strconv.Itoa(config.FileSyncPort)),
 		Certificate: cert, CA: pool, StateDir: h.Layout.FileSync(),
-		Ownership: os.Geteuid() == 0, Logger: h.Log,
+		Ownership: mayChown(), Logger: h.Log,
 		RescanInterval: h.Record.Options().Duration("file_rescan_interval"),
 	}
 	for _, f := range h.Config.Files {
@@ -48,6 +49,14 @@ func options(h *node.Host) (filesync.Options, error) {
 		o.Folders = append(o.Folders, filesync.Folder{ID: id, Path: filepath.Clean(f.Path), Ignore: f.Ignore})
 	}
 	return o, nil
+}
+
+// mayChown says whether files can be given to their owners: as root, or with the
+// capability that the unit of this daemon has.
+func mayChown() bool {
+	var data [2]unix.CapUserData // version 3 has two words
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	return unix.Capget(&header, &data[0]) == nil && data[0].Effective&(1<<unix.CAP_CHOWN) != 0
 }
 
 const announceAgain = 2 * time.Second

@@ -37,7 +37,7 @@ func (j *journal) Write(kind string, epoch cluster.Epoch, message string, data a
 		}
 		e.Data = text
 	}
-	j.log.Info("event", "event", kind, "epoch", epoch, "message", message)
+	j.log.Info(message, "event", kind, "epoch", epoch)
 	select {
 	case j.queue <- e:
 	default:

@@ -9,12 +9,11 @@ import (
 	"os"
 	"syscall"
 
-	"github.com/coreos/go-systemd/v22/activation"
-
 	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/cmd/internal/daemon"
 	"github.com/understudy-ha/understudy/node"
 	"github.com/understudy-ha/understudy/pgrepl/helper"
+	"github.com/understudy-ha/understudy/services"
 )
 
 func main() { daemon.Main("postgres-helper", run) }
@@ -40,12 +39,8 @@ func run(ctx context.Context, host *node.Host) error {
 // listen returns the socket that systemd has made for the user understudy, or, on a
 // node of dev mode, whose daemons run as one user, one for that user.
 func listen(socket string) (net.Listener, error) {
-	given, err := activation.Listeners()
-	if err != nil {
-		return nil, fmt.Errorf("take the socket from systemd: %w", err)
-	}
-	if len(given) == 1 {
-		return given[0], nil
+	if given, err := services.Given(); given != nil || err != nil {
+		return given, err
 	}
 	if err := os.Remove(socket); err != nil && !os.IsNotExist(err) {
 		return nil, fmt.Errorf("make the socket: %w", err)

@@ -265,7 +265,7 @@ func (b *bench) crash(ctx context.Context, s rig.Status) error {
 }
 
 var (
-	mendLine = regexp.MustCompile(`msg=event .*\bevent=(rewind|clone) `)
+	mendLine = regexp.MustCompile(`\bevent=(rewind|clone) `)
 	copyLine = regexp.MustCompile(`need to copy ([0-9]+) MB`)
 )
 

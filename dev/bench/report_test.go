@@ -71,7 +71,7 @@ func TestPrint(t *testing.T) {
 		Rejoins:  []Rejoin{{Part: "rejoin-1gb", Size: 1_012_345_678, Series: series(6000, 7000), How: []string{"rewind", "clone"}, CopiedMB: []int{96, 0}}},
 		Writes:   &Writes{Acknowledged: 1000, Indeterminate: 2},
 		Idle: &Idle{Seconds: 30, CPU: 1.25, RSS: 120, TargetCPU: 2, TargetRSS: 160, Nodes: []IdleNode{{Node: "node1", CPU: 1.25, RSS: 120, Daemons: []IdleDaemon{
-			{"check-runner", 0.5, 25}, {"consul-watcher", 0.25, 20}, {"file-sync", 0.25, 50}, {"handler-runner", 0.25, 25}}}}},
+			{"check-runner", 0.5, 25}, {"consul-watcher", 0.25, 20}, {"file-sync", 0.25, 50}, {"handler-runner", 0.25, 25}, {"postgres-helper", 0, 10}}}}},
 		Pgbench: &Pgbench{Scale: 10, Clients: 4, Seconds: 20, Cluster: []float64{970, 980}, ByHand: []float64{1000, 1000}, Ratio: 0.975, Target: 0.95},
 	}
 	var b strings.Builder
@@ -125,14 +125,14 @@ func TestTwoWriters(t *testing.T) {
 }
 
 func TestMended(t *testing.T) {
-	log := `level=INFO msg=event component=handler-runner node=node1 event=state epoch=4 message="rejoining"` + "\n" +
-		`level=INFO msg=event component=handler-runner node=node1 event=rewind epoch=4 message="node1 is rewound to node2"` + "\n" +
+	log := `level=INFO msg=rejoining component=handler-runner node=node1 event=state epoch=4` + "\n" +
+		`level=INFO msg="node1 is rewound to node2" component=handler-runner node=node1 event=rewind epoch=4` + "\n" +
 		`level=INFO msg=rewind component=handler-runner node=node1 progress="pg_rewind: need to copy 113 MB (total source directory size is 1180 MB)"` + "\n" +
 		`level=INFO msg=rewind component=handler-runner node=node1 progress="pg_rewind: need to copy 97 MB (total source directory size is 1180 MB)"` + "\n"
 	if how, copied := mended([]byte(log)); how != "rewind" || copied != 97 {
 		t.Errorf("got %q, %d MB", how, copied)
 	}
-	log += `level=INFO msg=event component=handler-runner node=node1 event=clone epoch=4 message="node1 is cloned from node2"`
+	log += `level=INFO msg="node1 is cloned from node2" component=handler-runner node=node1 event=clone epoch=4`
 	if how, _ := mended([]byte(log)); how != "clone" {
 		t.Errorf("got %q", how)
 	}

@@ -230,7 +230,7 @@ type Writer struct {
 
 // NewWriter begins the export of a node in a folder, which is made when missing.
 func NewWriter(dir, node string, epoch cluster.Epoch, at time.Time) (*Writer, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return nil, fmt.Errorf("export divergence: %w", err)
 	}
 	base := fmt.Sprintf("%s-%s-epoch%d", at.UTC().Format("20060102T150405Z"), node, epoch)
@@ -255,10 +255,10 @@ func NewWriter(dir, node string, epoch cluster.Epoch, at time.Time) (*Writer, er
 		}
 	}
 	w := &Writer{dir: dir, id: id, temp: filepath.Join(dir, ".tmp-"+id), tables: map[Table]*Table{}}
-	if err := os.Mkdir(w.temp, 0o700); err != nil {
+	if err := os.Mkdir(w.temp, 0o750); err != nil {
 		return nil, fmt.Errorf("export divergence: %w", err)
 	}
-	if w.file, err = os.OpenFile(filepath.Join(w.temp, changesFile), os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o600); err != nil {
+	if w.file, err = os.OpenFile(filepath.Join(w.temp, changesFile), os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o640); err != nil {
 		return nil, fmt.Errorf("export divergence: %w", err)
 	}
 	w.out = bufio.NewWriterSize(w.file, 1<<16)
@@ -330,7 +330,7 @@ func (w *Writer) finish(s Summary) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.OpenFile(filepath.Join(w.temp, summaryFile), os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o600)
+	f, err := os.OpenFile(filepath.Join(w.temp, summaryFile), os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o640)
 	if err != nil {
 		return err
 	}

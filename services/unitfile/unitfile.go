@@ -46,6 +46,7 @@ type Unit struct {
 type Command struct {
 	Argv          []string // Argv[0] is an absolute path
 	IgnoreFailure bool     // it was written with a leading "-"
+	AsRoot        bool     // it was written with a leading "+": whatever the unit's user
 }
 
 // Condition is a ConditionPathExists: where it does not hold the unit is not
@@ -119,7 +120,8 @@ var passedOver = []string{
 	"SyslogIdentifier", "StandardOutput", "StandardError", "PIDFile", "ExecReload", "OOMScoreAdjust", "UMask",
 	"NoNewPrivileges", "PrivateTmp", "PrivateDevices", "Slice", "RuntimeDirectoryPreserve", "LockPersonality",
 	"MemoryDenyWriteExecute", "ReadWritePaths", "RestrictAddressFamilies", "RestrictNamespaces", "RestrictRealtime",
-	"RestrictSUIDSGID", "SystemCallArchitectures", "SystemCallFilter", "CapabilityBoundingSet", "AmbientCapabilities",
+	"RestrictSUIDSGID", "SystemCallArchitectures", "SystemCallFilter", "SystemCallErrorNumber", "PrivateMounts", "ProcSubset",
+	"WatchdogSec", "StateDirectory", "StateDirectoryMode", "SupplementaryGroups", "CapabilityBoundingSet", "AmbientCapabilities",
 }
 
 func cosmetic(section, name string) bool {
@@ -230,6 +232,7 @@ func (u *Unit) command(list []Command, value string) ([]Command, error) {
 		return nil, nil
 	}
 	line, ignore := strings.CutPrefix(value, "-")
+	line, root := strings.CutPrefix(line, "+")
 	argv, err := Split(line, u.Name)
 	if err != nil {
 		return nil, err
@@ -237,7 +240,7 @@ func (u *Unit) command(list []Command, value string) ([]Command, error) {
 	if len(argv) == 0 || !filepath.IsAbs(argv[0]) {
 		return nil, errors.New("the command must be an absolute path")
 	}
-	return append(list, Command{Argv: argv, IgnoreFailure: ignore}), nil
+	return append(list, Command{Argv: argv, IgnoreFailure: ignore, AsRoot: root}), nil
 }
 
 func oneOf(value string, known ...string) error {
