@@ -173,17 +173,3 @@ func (s *Server) raised(ctx context.Context) ([]setting, error) {
 	slices.SortFunc(raised, func(a, b setting) int { return strings.Compare(a.name, b.name) })
 	return raised, nil
 }
-
-// Unprepare removes the configuration, so that the server's next start is as
-// before Prepare. A standby.signal in the data directory is the caller's. The
-// order leaves nothing behind that names a file which is gone.
-func (s *Server) Unprepare(ctx context.Context) error {
-	s.Close()
-	if err := removeFiles(s.staticFile(), s.dynamicFile()); err != nil {
-		return fmt.Errorf("remove configuration of postgresql: %w", err)
-	}
-	if err := os.RemoveAll(s.own("")); err != nil {
-		return fmt.Errorf("remove configuration of postgresql: %w", err)
-	}
-	return nil
-}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/understudy-ha/understudy/pgrepl/internal/command"
 )
@@ -75,6 +76,14 @@ func (p *private) start(ctx context.Context) error {
 	return p.await(ctx)
 }
 
+// errNoRole: the database does not know understudy, or not any more.
+var errNoRole = errors.New("the role " + AdminRole + " does not exist")
+
+func hasNoRole(err error) bool {
+	var refused *pgconn.PgError
+	return errors.As(err, &refused) && refused.Code == "28000" // invalid_authorization_specification
+}
+
 // await waits until the server answers. Recovery from a crash may take a while.
 func (p *private) await(ctx context.Context) error {
 	for {
@@ -82,6 +91,9 @@ func (p *private) await(ctx context.Context) error {
 		if err == nil {
 			discard(c)
 			return nil
+		}
+		if hasNoRole(err) {
+			return errors.Join(errNoRole, p.end())
 		}
 		select {
 		case err := <-p.done:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -120,12 +121,13 @@ func TestInUse(t *testing.T) {
 	expect("")
 }
 
-// TestUnprepareGivesTheOriginalsBack: nothing of ours is left, nothing of theirs
-// was changed.
-func TestUnprepareGivesTheOriginalsBack(t *testing.T) {
+// TestReleaseGivesTheOriginalsBack: nothing of ours is left, nothing of theirs was
+// changed, on the node that was active and on one that was not.
+func TestReleaseGivesTheOriginalsBack(t *testing.T) {
 	t.Parallel()
 	ctx := ctxOf(t)
-	a := bareNode(t, pgtest.NewCA(t), "node-a", "127.10.2.11")
+	ca := pgtest.NewCA(t)
+	a := bareNode(t, ca, "node-a", "127.10.2.11")
 	before := tree(t, filepath.Dir(a.Instance.ConfigFile))
 	activate(t, a)
 	if got := a.query(t, "show hba_file"); !strings.Contains(got, "/understudy/") {
@@ -137,15 +139,42 @@ func TestUnprepareGivesTheOriginalsBack(t *testing.T) {
 			t.Errorf("%s = %q, want %q", name, got, want)
 		}
 	}
-	must(t, a.Unprepare(ctx))
-	if after := tree(t, filepath.Dir(a.Instance.ConfigFile)); after != before {
-		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	must(t, a.EnsureSlots(ctx, "1", []string{"node-b"}))
+	a.sql(t, "select pg_create_physical_replication_slot('theirs', true)")
+	must(t, a.KeepDivergence(ctx))
+	must(t, a.OpenDrill(ctx))
+	a.sql(t, "create table notes as select 1 n")
+	a.sql(t, "create schema understudy authorization understudy")
+	b := newStandby(t, ca, "node-b", "127.10.2.12", a)
+	if err := a.Release(ctx); !errors.Is(err, pgrepl.ErrRunning) {
+		t.Errorf("release a server that runs: %v", err)
 	}
-	must(t, a.Unprepare(ctx)) // again
-	a.Instance.Stop(t)
-	a.Instance.Start(t)
-	if got := a.query(t, "show hba_file"); strings.Contains(got, "/understudy/") {
-		t.Errorf("hba_file %s", got)
+	for _, n := range []*node{b, a} {
+		n.Instance.Stop(t)
+		must(t, n.Release(ctx))
+		must(t, n.Release(ctx)) // again
+		if after := tree(t, filepath.Dir(n.Instance.ConfigFile)); n == a && after != before {
+			t.Errorf("before:\n%s\nafter:\n%s", before, after)
+		}
+		left, err := filepath.Glob(n.Instance.DataDir + ".*")
+		must(t, err)
+		if left = slices.DeleteFunc(left, func(f string) bool { return strings.Contains(f, "main.old-") }); len(left) > 0 {
+			t.Errorf("%s: %v is left beside the data directory", n.name, left)
+		}
+		n.Instance.Start(t)
+		for query, want := range map[string]string{
+			"select pg_is_in_recovery()::text":                                              "false",
+			"select n::text from notes":                                                     "1",
+			"select count(*)::text from pg_roles where rolname like 'understudy%'":          "0",
+			"select nspowner::regrole::text from pg_namespace where nspname = 'understudy'": "postgres",
+			"select coalesce(string_agg(slot_name, ' '), '') from pg_replication_slots":     map[*node]string{a: "theirs"}[n],
+			"select count(*)::text from pg_namespace where nspname = 'understudy_drill'":    "0",
+			"select (current_setting('hba_file') like '%/understudy/%')::text":              "false",
+		} {
+			if got := n.query(t, query); got != want {
+				t.Errorf("%s: %s: %q, want %q", n.name, query, got, want)
+			}
+		}
 	}
 }
 
