@@ -25,7 +25,7 @@ build: setup ## the binaries, into bin/
 	@began=$$SECONDS; for p in $(PROGRAMS); do $(BUILD) -o $(BIN)/$$p ./cmd/$$p || exit 1; done; \
 	$(BUILD) -o $(BIN)/notes ./example/notes && echo "built into bin/ ($$((SECONDS-began)) s)"
 
-package: setup ## a .deb and a .rpm with all that a host needs beside PostgreSQL, Consul included, into dist/
+package: ## a .deb and a .rpm with all that a host needs beside PostgreSQL, Consul included, into dist/
 	@packaging/setup package
 	@began=$$SECONDS; rm -rf $(DIST)/bin; for p in $(PROGRAMS); do CGO_ENABLED=0 $(BUILD) -o $(DIST)/bin/$$p ./cmd/$$p || exit 1; done; \
 	packaging/package $(DIST) $(VERSION) && echo "packed $(VERSION) ($$((SECONDS-began)) s)"
