@@ -4,7 +4,8 @@
 SHELL   := /bin/bash
 BIN     := $(CURDIR)/bin
 TAGS    := noquic
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+VERSION ?= $(shell packaging/version)
+DIST    ?= $(CURDIR)/dist
 GO      := go
 PACKAGES ?= ./...
 BUILD   := $(GO) build -tags $(TAGS) -trimpath -ldflags '-X github.com/understudy-ha/understudy/node.Version=$(VERSION)'
@@ -12,7 +13,7 @@ export PATH := $(BIN):$(PATH)
 
 PROGRAMS := understudy check-runner handler-runner consul-watcher file-sync postgres-helper
 
-.PHONY: help setup build test lint vet sim sim-mutants demo bench bench-rejoin chaos clean
+.PHONY: help setup build package test lint vet sim sim-mutants demo bench bench-rejoin chaos clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +24,11 @@ setup: ## install what is missing: Debian packages, and Consul from its Go modul
 build: setup ## the binaries, into bin/
 	@began=$$SECONDS; for p in $(PROGRAMS); do $(BUILD) -o $(BIN)/$$p ./cmd/$$p || exit 1; done; \
 	$(BUILD) -o $(BIN)/notes ./example/notes && echo "built into bin/ ($$((SECONDS-began)) s)"
+
+package: ## a .deb and a .rpm with all that a host needs beside PostgreSQL, Consul included, into dist/
+	@packaging/setup package
+	@began=$$SECONDS; rm -rf $(DIST)/bin; for p in $(PROGRAMS); do CGO_ENABLED=0 $(BUILD) -o $(DIST)/bin/$$p ./cmd/$$p || exit 1; done; \
+	packaging/package $(DIST) $(VERSION) && echo "packed $(VERSION) ($$((SECONDS-began)) s)"
 
 test: build vet ## all tests, with the race detector; PACKAGES=./config/... for some; and the simulator without, on 2,000 seeds of 3, of 5 and of 2 nodes
 	@packaging/setup test
@@ -64,4 +70,4 @@ chaos: build ## a cluster that is hurt for MINUTES=60, drawn from SEED=1, and wh
 	@$(BIN)/understudy dev chaos --minutes $(MINUTES) --seed $(SEED)
 
 clean: ## remove what was built
-	rm -rf $(BIN)
+	rm -rf $(BIN) $(DIST)

@@ -107,7 +107,7 @@ func relocateCommand(spec NodeSpec, major int, c unitfile.Command) string {
 	for i, word := range c.Argv {
 		argv[i] = relocate(spec, major, word)
 	}
-	if strings.HasPrefix(c.Argv[0], hostDaemons) {
+	if strings.HasPrefix(c.Argv[0], hostDaemons) && c.Argv[0] != hostConsul {
 		argv = append(argv, "--root", spec.Root)
 	}
 	line := unitfile.Join(argv)
@@ -120,7 +120,7 @@ func relocateCommand(spec NodeSpec, major int, c unitfile.Command) string {
 // Where a host has its binaries.
 const (
 	hostDaemons  = "/usr/lib/understudy/"
-	hostConsul   = "/usr/bin/consul"
+	hostConsul   = hostDaemons + "consul"
 	hostNotes    = "/usr/bin/notes"
 	hostPostgres = "/usr/lib/postgresql/15/bin/"
 )
@@ -130,17 +130,17 @@ func relocate(spec NodeSpec, major int, word string) string {
 	if name, path, ok := strings.Cut(word, "="); ok && strings.HasPrefix(path, "/") {
 		return name + "=" + relocate(spec, major, path)
 	}
-	if name, ok := strings.CutPrefix(word, hostDaemons); ok {
-		return filepath.Join(spec.Bin, name)
-	}
-	if name, ok := strings.CutPrefix(word, hostPostgres); ok {
-		return filepath.Join(spec.PostgresBin, name)
-	}
 	switch word {
 	case hostConsul:
 		return spec.Consul
 	case hostNotes:
 		return filepath.Join(spec.Bin, "notes")
+	}
+	if name, ok := strings.CutPrefix(word, hostDaemons); ok {
+		return filepath.Join(spec.Bin, name)
+	}
+	if name, ok := strings.CutPrefix(word, hostPostgres); ok {
+		return filepath.Join(spec.PostgresBin, name)
 	}
 	for _, top := range []string{"/etc/", "/var/", "/run/"} {
 		if strings.HasPrefix(word, top) {

@@ -9,6 +9,8 @@ install -d bin
 printf '#!/bin/sh\n' >bin/consul
 chmod +x bin/consul
 packaging/setup test
+# What the package of understudy depends on and recommends.
+DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends polkitd logrotate
 apt-get clean
 ln -s /usr/local/go/bin/go /usr/local/go/bin/gofmt /usr/local/bin/
 

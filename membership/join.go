@@ -174,6 +174,9 @@ func (j *joining) postgres(ctx context.Context) error {
 	if err := j.h.Units().Stop(ctx, unit); err != nil {
 		return err
 	}
+	if err := guard(j.h); err != nil {
+		return err
+	}
 	if err := pg.Prepare(ctx); err != nil {
 		return err
 	}

@@ -102,6 +102,9 @@ func (s starting) postgres(ctx context.Context) error {
 	if err := units.Stop(ctx, unit); err != nil {
 		return err
 	}
+	if err := guard(s.h); err != nil {
+		return err
+	}
 	// In this order, because a server that is prepared boots as a standby, in
 	// which no role can be made any more.
 	if !pg.Complete() {

@@ -125,6 +125,9 @@ func begin(ctx context.Context, h *node.Host, command string, r Request) error {
 // forget makes a host that was removed one that knows of no cluster. Its database
 // and its files stay as they are, and join refuses them until they are emptied.
 func forget(ctx context.Context, h *node.Host) error {
+	if err := unguard(h); err != nil { // systemd hears of it by Disable
+		return fmt.Errorf("forget the former cluster: %w", err)
+	}
 	units := h.Units()
 	former := packaging.Daemons()
 	if h.Record.Node.Kind == cluster.Manager {

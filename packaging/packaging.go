@@ -19,8 +19,8 @@ var files embed.FS
 //go:embed setup
 var Setup string
 
-// PostgresDropIn is the unit file that is laid over Debian's
-// postgresql@15-main.service.
+// PostgresDropIn is the unit file that start and join lay over Debian's
+// postgresql@15-main.service. It is no part of the package.
 const PostgresDropIn = "postgresql@15-main.service.d/understudy.conf"
 
 // Daemons are the units of understudy itself, in the order in which a host that
@@ -36,8 +36,8 @@ func Daemons() []string {
 	}
 }
 
-// Unit returns the text of a unit file, named by its path below
-// /etc/systemd/system. An unknown name is an error that wraps fs.ErrNotExist.
+// Unit returns the text of a unit file, named by its path below a folder of
+// systemd's units. An unknown name is an error that wraps fs.ErrNotExist.
 func Unit(name string) (string, error) {
 	text, err := fs.ReadFile(files, path.Join("systemd", name))
 	if err != nil {
