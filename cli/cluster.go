@@ -20,7 +20,7 @@ func clusterCommand() *urfave.Command {
 	return &urfave.Command{
 		Name: "cluster", Usage: "make, join, watch and steer a cluster, from one of its nodes",
 		Subcommands: []*urfave.Command{
-			startCommand(), joinCommand(), statusCommand(), nodesCommand(), setActiveCommand(), optionsCommand(), tokenCommand(), pauseCommand(), resumeCommand(), eventsCommand(), explainCommand(), drillCommand(),
+			startCommand(), joinCommand(), teardownCommand(), statusCommand(), nodesCommand(), setActiveCommand(), optionsCommand(), tokenCommand(), pauseCommand(), resumeCommand(), eventsCommand(), explainCommand(), drillCommand(),
 		},
 	}
 }

@@ -55,6 +55,9 @@ func (l Layout) Handler() string { return filepath.Join(l.State, "handler.json")
 // Known is the cluster as handler-runner last saw it in Consul.
 func (l Layout) Known() string { return filepath.Join(l.State, "cluster.json") }
 
+// Members is what consul-watcher must know without Consul.
+func (l Layout) Members() string { return filepath.Join(l.State, "members.json") }
+
 // Membership is how far start or join has come on this host.
 func (l Layout) Membership() string { return filepath.Join(l.State, "membership.json") }
 

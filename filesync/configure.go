@@ -14,6 +14,7 @@ import (
 	"github.com/syncthing/syncthing/lib/protocol"
 
 	"github.com/understudy-ha/understudy/cluster"
+	"github.com/understudy-ha/understudy/filesync/folders"
 	"github.com/understudy-ha/understudy/statefile"
 )
 
@@ -58,7 +59,7 @@ func (e *Engine) folderConfig(f *folder, sharing []config.FolderDeviceConfigurat
 	return config.FolderConfiguration{
 		ID: f.ID, Path: f.Path, Type: kind, Devices: slices.Clone(sharing),
 		FilesystemType:        config.FilesystemType(f.kind),
-		MarkerName:            markerName(f.ID),
+		MarkerName:            folders.Marker(f.ID),
 		RescanIntervalS:       max(1, int(e.opts.RescanInterval/time.Second)),
 		FSWatcherEnabled:      false, // see watch.go
 		MaxConflicts:          -1,
@@ -118,7 +119,7 @@ func (e *Engine) restarted() {
 		round := f.round
 		e.mu.Unlock()
 		go func() {
-			for pause := 10 * time.Millisecond; e.model.ScanFolderSubdirs(f.ID, []string{markerName(f.ID)}) != nil; pause = min(2*pause, time.Second) {
+			for pause := 10 * time.Millisecond; e.model.ScanFolderSubdirs(f.ID, []string{folders.Marker(f.ID)}) != nil; pause = min(2*pause, time.Second) {
 				select {
 				case <-e.done:
 					return

@@ -8,14 +8,9 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/understudy-ha/understudy/filesync/folders"
 	"github.com/understudy-ha/understudy/statefile"
 )
-
-// markerName is the file in a folder that says that the folder is really
-// there. It lies in the folder, and so on the file system that is mounted
-// there. Syncthing touches nothing in a folder without it, and does not make
-// one under a name that is not its own default.
-func markerName(id string) string { return filepath.Join(".stfolder", id) }
 
 // made is kept for every folder that was set up on this node.
 type made struct {
@@ -30,7 +25,7 @@ func prepare(stateDir string, f Folder) error {
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	marker := filepath.Join(f.Path, markerName(f.ID))
+	marker := filepath.Join(f.Path, folders.Marker(f.ID))
 	if err := os.MkdirAll(f.Path, 0o755); err != nil {
 		return fmt.Errorf("make folder: %w", err)
 	}
@@ -46,7 +41,7 @@ func prepare(stateDir string, f Folder) error {
 
 // missing says what is wrong with a folder that is not there, or nothing.
 func missing(f Folder) string {
-	marker := filepath.Join(f.Path, markerName(f.ID))
+	marker := filepath.Join(f.Path, folders.Marker(f.ID))
 	_, err := os.Lstat(marker)
 	switch {
 	case err == nil:

@@ -1,7 +1,6 @@
 package filesync
 
 import (
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -66,19 +65,6 @@ type Peer struct {
 }
 
 var folderID = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]*$`)
-
-// FolderID names the folder that lies at path under root. It depends on
-// nothing but the way from root to path, so that members with different roots
-// agree on it.
-func FolderID(root, path string) (string, error) {
-	rel, err := filepath.Rel(root, path)
-	if err != nil || rel == "." || strings.HasPrefix(rel, "..") {
-		return "", fmt.Errorf("folder %s does not lie under %s", path, root)
-	}
-	slug := regexp.MustCompile(`[^a-zA-Z0-9]+`).ReplaceAllString(rel, "-")
-	sum := sha256.Sum256([]byte(rel))
-	return fmt.Sprintf("%s-%x", strings.Trim(slug, "-"), sum[:4]), nil
-}
 
 // DeviceID is Syncthing's name of a certificate, given in PEM. It changes with
 // every new certificate.

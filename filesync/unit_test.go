@@ -172,26 +172,6 @@ func TestOptionsAreChecked(t *testing.T) {
 	}
 }
 
-func TestFolderID(t *testing.T) {
-	one, err := FolderID("/srv/n1", "/srv/n1/var/lib/notes")
-	ok(t, err)
-	two, err := FolderID("/", "/var/lib/notes")
-	ok(t, err)
-	if one != two || !folderID.MatchString(one) {
-		t.Errorf("%q and %q", one, two)
-	}
-	other, err := FolderID("/", "/var/lib-notes")
-	ok(t, err)
-	if other == one {
-		t.Error("two paths, one id")
-	}
-	for _, path := range []string{"/", "/etc"} {
-		if id, err := FolderID("/srv", path); err == nil {
-			t.Errorf("%s under /srv is %q", path, id)
-		}
-	}
-}
-
 func TestDeviceIDRefusesWhatIsNoCertificate(t *testing.T) {
 	for _, text := range []string{"", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"} {
 		if id, err := DeviceID([]byte(text)); err == nil {

@@ -19,6 +19,7 @@ import (
 const (
 	consulUnit  = "understudy-consul.service"
 	handlerUnit = "understudy-handler-runner.service"
+	watcherUnit = "understudy-consul-watcher.service"
 )
 
 // preflight finds what would make a later step fail, before anything is changed.

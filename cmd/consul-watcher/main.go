@@ -6,7 +6,6 @@ package main
 import (
 	"context"
 	"net/netip"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -34,7 +33,7 @@ func run(ctx context.Context, host *node.Host) error {
 	o := watcher.Options{
 		Node:    host.Record.Node.Name,
 		Verdict: host.Layout.Verdict(),
-		Members: filepath.Join(host.Layout.State, "members.json"),
+		Members: host.Layout.Members(),
 		Views:   consul{host, reg}, Raft: consul{host, reg}, Gossip: consul{host, reg}, Prober: peers,
 		Logger: host.Log,
 	}

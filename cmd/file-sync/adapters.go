@@ -16,6 +16,7 @@ import (
 	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/config"
 	"github.com/understudy-ha/understudy/filesync"
+	"github.com/understudy-ha/understudy/filesync/folders"
 	"github.com/understudy-ha/understudy/node"
 	"github.com/understudy-ha/understudy/registry"
 )
@@ -42,7 +43,7 @@ func options(h *node.Host) (filesync.Options, error) {
 		RescanInterval: h.Record.Options().Duration("file_rescan_interval"),
 	}
 	for _, f := range h.Config.Files {
-		id, err := filesync.FolderID(h.Layout.Root, f.Path)
+		id, err := folders.ID(h.Layout.Root, f.Path)
 		if err != nil {
 			return o, err
 		}

@@ -77,7 +77,7 @@ node. 4: timed out; the command can be repeated.
 
 # SEE ALSO
 
-**understudy-handler-runner**(8), **understudy-check-runner**(8), **understudy-consul-watcher**(8), **understudy-file-sync**(8),
+**understudy-handler-runner**(8), **understudy-check-runner**(8), **understudy-consul-watcher**(8), **understudy-file-sync**(8), **understudy-postgres-helper**(8),
 **understudy-consul**(8), */usr/share/doc/understudy/operations.md.gz*
 `
 
