@@ -27,15 +27,15 @@ var ErrNotLast = errors.New("the cluster has other members")
 // force is for a member that cannot ask the others, because too many hosts are lost. A
 // teardown may be repeated until it has ended well.
 func Teardown(ctx context.Context, h *node.Host, force bool, show Progress) (left []string, err error) {
+	rec := &h.Record
+	if rec.Node.Name == "" {
+		return nil, node.ErrNotMember
+	}
 	free, err := alone(h)
 	if err != nil {
 		return nil, err
 	}
 	defer free()
-	rec := &h.Record
-	if rec.Node.Name == "" {
-		return nil, node.ErrNotMember
-	}
 	if rec.Command != teardown {
 		if err := mayTearDown(ctx, h, force); err != nil {
 			return nil, err
@@ -143,7 +143,7 @@ func sweep(h *node.Host) error {
 	l := h.Layout
 	for _, old := range []string{
 		l.SSL, l.ConsulData(), l.ConsulConfig(), l.Handler(), l.Handler() + ".spare", l.Known(), l.Members(), l.Removed(), l.Polkit(),
-		filepath.Join(l.FileSync(), "index"), filepath.Join(l.FileSync(), "folders"), filepath.Join(l.FileSync(), "peers.json"),
+		filepath.Join(l.FileSync(), "index"), filepath.Join(l.FileSync(), "folders"), filepath.Join(l.FileSync(), "ignores"), filepath.Join(l.FileSync(), "peers.json"),
 		l.Verdict(), l.Files(), l.Storage(), l.Lease(), l.Helper(),
 	} {
 		if err := os.RemoveAll(old); err != nil {
