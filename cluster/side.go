@@ -126,9 +126,32 @@ func (s *Side) Of() string {
 // LastWrite is when data on a node was last changed, after a fork.
 type LastWrite struct {
 	At    time.Time `json:"at"`             // when that was committed; zero: nothing was, since
-	Clock time.Time `json:"clock"`          // of who wrote it, at the time of the answer; zero: not known
+	Clock time.Time `json:"clock"`          // of who wrote it, when it is compared; zero: not known
 	Side  string    `json:"side,omitempty"` // leader of the part whose line it is; empty: the cluster's own
+
+	// Took is how long it took to find out, up to the moment in which Clock was read.
+	// Off is by how much Clock may be wrong: what the answer may have been under way.
+	Took time.Duration `json:"took_ns"`
+	Off  time.Duration `json:"off_ns,omitempty"`
 }
+
+// Heard completes what a node has told of its last write: it was asked at one time and
+// its answer came at another, by the monotonic clock of who asks.
+func (w LastWrite) Heard(asked, came time.Time) LastWrite {
+	w.Off = max(0, came.Sub(asked)-w.Took)
+	return w
+}
+
+// Later is the same, to be compared some time later.
+func (w LastWrite) Later(by time.Duration) LastWrite {
+	if !w.Clock.IsZero() {
+		w.Clock = w.Clock.Add(by)
+	}
+	return w
+}
+
+// apart is by how much the clocks of two writers may be apart.
+func (w LastWrite) apart(o LastWrite) time.Duration { return w.Clock.Sub(o.Clock).Abs() + w.Off + o.Off }
 
 // SideWins decides whose database goes on where two lines have both been
 // written: the cluster's own, which holds what the majority acknowledged, or
@@ -144,14 +167,14 @@ func SideWins(mode HealMode, own, side Answer) (bool, string) {
 	case side.Last.At.IsZero():
 		return false, "nothing was written on " + side.Node
 	}
-	apart, later := own.Last.Clock.Sub(side.Last.Clock).Abs(), side.Last.At.Sub(own.Last.At)
+	apart, later := own.Last.apart(*side.Last), side.Last.At.Sub(own.Last.At)
 	switch {
 	case own.Last.At.IsZero():
 		return true, "nothing was written on " + own.Node
 	case own.Last.Clock.IsZero() || side.Last.Clock.IsZero():
 		return false, fmt.Sprintf("by which clock %s and %s were last written is not known", own.Node, side.Node)
 	case apart > ClockSkew:
-		return false, fmt.Sprintf("the clocks of %s and %s are %s apart, so their commits cannot be compared", own.Node, side.Node, apart.Round(time.Second))
+		return false, fmt.Sprintf("the clocks of %s and %s may be %s apart, so their commits cannot be compared", own.Node, side.Node, apart.Round(100*time.Millisecond))
 	}
 	return later > ClockSkew, fmt.Sprintf("the last commit on %s was at %s, on %s at %s", own.Node, stamp(own.Last.At), side.Node, stamp(side.Last.At))
 }
@@ -173,7 +196,7 @@ func rank(mode HealMode, sides []Answer) {
 			return false // nothing was written there, by whatever clock
 		}
 		known := !first.clock().IsZero() && !a.clock().IsZero()
-		return !known || first.writtenAt().Sub(a.writtenAt()) <= ClockSkew || first.clock().Sub(a.clock()).Abs() > ClockSkew
+		return !known || first.writtenAt().Sub(a.writtenAt()) <= ClockSkew || first.lastWrite().apart(a.lastWrite()) > ClockSkew
 	}
 	slices.SortFunc(sides, func(x, y Answer) int {
 		return cmp.Or(compareTrue(alike(x), alike(y)), beyond(x.Side.Fork, y.Side.Fork), latest(x, y), furthest(x, y))
@@ -243,7 +266,7 @@ func tipOf(b Ballot) (tip Answer, found bool) {
 		return sides[0], true // which has all of the cluster's own, or was written later than who has
 	}
 	if own[0].Last != nil && b.unconfirmed(sides) {
-		own[0].Last = &LastWrite{Clock: own[0].Last.Clock}
+		own[0].Last = &LastWrite{Clock: own[0].Last.Clock, Off: own[0].Last.Off}
 	}
 	if wins, _ := SideWins(mode, own[0], sides[0]); wins && !own[0].leads(sides[0]) {
 		return sides[0], true
@@ -288,7 +311,7 @@ func (b Ballot) lastWriteOf(own []Answer) (last *LastWrite) {
 	case b.Answers[i].Last == nil:
 		return nil
 	}
-	return &LastWrite{At: last.At, Clock: b.Answers[i].Last.Clock}
+	return &LastWrite{At: last.At, Clock: b.Answers[i].Last.Clock, Off: b.Answers[i].Last.Off}
 }
 
 // rejoined returns the answers without the sides that are none any more: whose WAL

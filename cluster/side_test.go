@@ -46,6 +46,33 @@ func TestSideWins(t *testing.T) {
 	}
 }
 
+// How long an answer may have been under way counts against the clock in it; how long
+// it took to find out does not.
+func TestClocksThatAreHeardLate(t *testing.T) {
+	asked := time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
+	own := &LastWrite{At: asked.Add(-time.Minute), Clock: asked}
+	for _, c := range []struct {
+		ahead, took, under, later time.Duration
+		wins                      bool
+	}{
+		{4900 * time.Millisecond, 0, 0, 0, true},
+		{4900 * time.Millisecond, 10 * time.Second, 0, 0, true},
+		{4900 * time.Millisecond, 10 * time.Second, 200 * time.Millisecond, 0, false},
+		{4900 * time.Millisecond, 0, 0, 3 * time.Second, true},
+		{-5100 * time.Millisecond, 0, 0, 0, false},
+	} {
+		told := LastWrite{At: asked.Add(-30 * time.Second), Clock: asked.Add(c.ahead), Took: c.took}
+		heard := told.Heard(asked, asked.Add(c.took+c.under)).Later(c.later)
+		mine := own.Later(c.later)
+		if wins, reason := SideWins(HealMostRecent, Answer{Node: "own", Last: &mine}, Answer{Node: "side", Last: &heard}); wins != c.wins {
+			t.Errorf("%+v: %t because %q", c, wins, reason)
+		}
+	}
+	if unknown := (LastWrite{At: asked}).Later(time.Hour); !unknown.Clock.IsZero() {
+		t.Errorf("a clock that is not known became %s", unknown.Clock)
+	}
+}
+
 // parted is a trio in which c was cut off at 100 on timeline 1 and served its
 // part on timeline 50, while a and b went on on timeline 1.
 func parted() Ballot {

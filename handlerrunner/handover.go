@@ -136,7 +136,13 @@ func (h *Handler) closing(ctx context.Context, o order) error {
 	if err := h.Postgres.Gate(ctx, false); err != nil {
 		return err
 	}
-	_, kept := h.yields(ctx, o.claim.Answer, o.claim.upTo)
+	own := cluster.Answer{Node: h.Node}
+	if last, err := h.LastWrite(ctx, o.claim.upTo); err == nil {
+		own.Last = &last
+	} else {
+		h.Log.Warn("when this node was last written is not known", "error", err)
+	}
+	_, kept := h.judge(own, *o.claim)
 	if kept == nil {
 		return nil
 	}

@@ -31,7 +31,7 @@ func (h *Handler) weigh(ctx context.Context, view cluster.View, answers []cluste
 	}
 	ctx, cancel := context.WithTimeout(ctx, weighWithin+askWithin)
 	defer cancel()
-	unknown := make([]error, len(answers))
+	unknown, came := make([]error, len(answers)), make([]time.Time, len(answers))
 	var all sync.WaitGroup
 	for i := range answers {
 		if answers[i].Last != nil {
@@ -46,10 +46,15 @@ func (h *Handler) weigh(ctx context.Context, view cluster.View, answers []cluste
 				unknown[i] = err
 				return
 			}
-			answers[i].Last = &w
+			answers[i].Last, came[i] = &w, time.Now()
 		})
 	}
 	all.Wait()
+	for i, at := range came { // some took longer to find out than others
+		if !at.IsZero() {
+			*answers[i].Last = answers[i].Last.Later(time.Since(at))
+		}
+	}
 	for i, err := range unknown {
 		if err != nil {
 			h.Log.Warn("when a node was last written is not known", "node", answers[i].Node, "error", err)
@@ -61,7 +66,9 @@ func (h *Handler) lastWriteOf(ctx context.Context, node cluster.Node, after clus
 	if node.Name == h.Node {
 		return h.LastWrite(ctx, after)
 	}
-	return h.Parts.LastWrite(ctx, node, after)
+	asked := time.Now()
+	w, err := h.Parts.LastWrite(ctx, node, after)
+	return w.Heard(asked, time.Now()), err
 }
 
 // claim asks the active node whether the database of the part that this node has
@@ -74,20 +81,16 @@ func (h *Handler) claim(ctx context.Context) error {
 	if d.Side == nil {
 		return nil // settled meanwhile
 	}
-	last, err := h.LastWrite(ctx, d.Side.Fork.LSN)
-	if err != nil {
-		return err
-	}
 	history, err := h.Replication.History(ctx, db.Position.Timeline)
 	if err != nil {
 		return err
 	}
-	own := cluster.Answer{Node: h.Node, Position: db.Position, History: history, Line: d.line(db.Position.Timeline), Side: d.Side, Last: &last}
+	own := cluster.Answer{Node: h.Node, Position: db.Position, History: history, Line: d.line(db.Position.Timeline), Side: d.Side}
 	err = h.Parts.Claim(ctx, view.Nodes[view.Leader.Node], own)
 	if !errors.Is(err, ErrKept) {
 		return err
 	}
-	h.Journal.Write(cluster.EventHeal, view.Leader.Epoch, fmt.Sprintf("%s gives way to %s: %v", h.Node, view.Leader.Node, err), last)
+	h.Journal.Write(cluster.EventHeal, view.Leader.Epoch, fmt.Sprintf("%s gives way to %s: %v", h.Node, view.Leader.Node, err), nil)
 	h.moving.Lock()
 	defer h.moving.Unlock()
 	h.mu.Lock()
@@ -110,48 +113,52 @@ func (h *Handler) Claim(ctx context.Context, a cluster.Answer) error {
 	if valid, _ := h.tenure.valid(time.Now()); !valid {
 		return fmt.Errorf("%s is not the active node", h.Node)
 	}
-	if a.Side == nil || a.Last == nil {
-		return errors.New("a claim tells where its part was cut off and when it was last written")
+	if a.Side == nil {
+		return errors.New("a claim tells where its part was cut off")
 	}
-	_, _, db := h.snapshot()
+	view, _, db := h.snapshot()
 	history, err := h.Replication.History(ctx, db.Position.Timeline)
 	if err != nil {
 		return err
 	}
 	// The line of this node may be that of another part, cut off before.
-	fork, _ := cluster.Forked([]cluster.Answer{a, {Node: h.Node, Position: db.Position, History: history}})
-	why, err := h.yields(ctx, a, fork)
+	both := []cluster.Answer{{Node: h.Node, Position: db.Position, History: history}, a}
+	h.weigh(ctx, view, both)
+	if both[1].Last == nil {
+		return fmt.Errorf("when %s was last written is not known", a.Node) // by now: it asks again
+	}
+	claim := claimed{both[1], time.Now(), db.Position.LSN}
+	why, err := h.judge(both[0], claim)
 	if err != nil {
 		return err
 	}
-	return h.order(ctx, order{target: a.Node, why: "the database that " + a.Node + " has served goes on: " + why, claim: &claimed{a, db.Position.LSN}})
+	return h.order(ctx, order{target: a.Node, why: "the database that " + a.Node + " has served goes on: " + why, claim: &claim})
 }
 
-// claimed is a claim that was found right, by what had been written here up to
-// an LSN.
+// claimed is a claim that was weighed at a time, against what had been written here up
+// to an LSN.
 type claimed struct {
 	cluster.Answer
+	at   time.Time
 	upTo cluster.LSN
 }
 
-// yields says why the claimant's database goes on, by what was written here after
-// an LSN. The error wraps ErrKept where it does not.
-func (h *Handler) yields(ctx context.Context, a cluster.Answer, after cluster.LSN) (why string, err error) {
+// judge says why the claimant's database goes on, and not this node's. The error wraps
+// ErrKept where it does not.
+func (h *Handler) judge(own cluster.Answer, c claimed) (why string, err error) {
 	view, _, _ := h.snapshot()
-	if why := cluster.BrokenOff(view, a); why != "" { // no election would name it
+	if why := cluster.BrokenOff(view, c.Answer); why != "" { // no election would name it
 		return "", fmt.Errorf("%w: %s", ErrKept, why)
 	}
-	own := cluster.Answer{Node: h.Node}
-	if last, err := h.LastWrite(ctx, after); err == nil {
-		own.Last = &last
-	} else {
-		h.Log.Warn("when this node was last written is not known", "error", err)
+	if c.Last != nil {
+		last := c.Last.Later(time.Since(c.at))
+		c.Last = &last
 	}
-	wins, reason := cluster.SideWins(cluster.HealMode(view.Options("").Get("heal")), own, a)
+	wins, reason := cluster.SideWins(cluster.HealMode(view.Options("").Get("heal")), own, c.Answer)
 	if !wins {
 		return "", fmt.Errorf("%w: %s", ErrKept, reason)
 	}
-	h.Log.Info("heal", "to", a.Node, "reason", reason)
+	h.Log.Info("heal", "to", c.Node, "reason", reason)
 	return reason, nil
 }
 

@@ -91,10 +91,12 @@ func (h *Handler) describe(ctx context.Context, a cluster.Answer) (cluster.Answe
 func (h *Handler) LastWrite(ctx context.Context, after cluster.LSN) (cluster.LastWrite, error) {
 	ctx, cancel := context.WithTimeout(ctx, weighWithin)
 	defer cancel()
+	began := time.Now()
 	w, err := h.Divergence.LastCommit(ctx, after)
 	if err != nil {
 		return w, err
 	}
+	w.Took = time.Since(began)
 	view, d, db := h.snapshot()
 	w.Side = d.Side.Of()
 	switch {

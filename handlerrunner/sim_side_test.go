@@ -19,12 +19,16 @@ var (
 )
 
 func (d simDivergence) LastCommit(ctx context.Context, after cluster.LSN) (cluster.LastWrite, error) {
-	return call(ctx, simPG{d.h.pg, d.p}, "LastCommit", 5*ms, 300*ms, func(ctx context.Context) (cluster.LastWrite, error) {
+	w, err := call(ctx, simPG{d.h.pg, d.p}, "LastCommit", 5*ms, 300*ms, func(ctx context.Context) (cluster.LastWrite, error) {
 		if d.h.pg.position().Timeline == 0 || !d.p.pgRuns() {
 			return cluster.LastWrite{}, ErrNotRunning
 		}
 		return d.fakeDivergence.LastCommit(ctx, after)
 	})
+	if err == nil { // the clock is read when the commit has been found
+		w.Clock = time.Now().Add(d.h.fast)
+	}
+	return w, err
 }
 
 func (p *proc) pgRuns() bool {
