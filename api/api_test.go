@@ -201,6 +201,9 @@ func TestWhoIsRefused(t *testing.T) {
 		"set-active": func(c *api.Client) error { return c.SetActive(t.Context(), s.self, api.SetActiveRequest{Node: "n2"}) },
 		"drill":      func(c *api.Client) error { return c.Drill(t.Context(), s.self, true) },
 		"divergence": func(c *api.Client) error { return c.Divergences(t.Context(), s.self, nil) },
+		"certs":      func(c *api.Client) error { return c.Certificates(t.Context(), s.self, nil) },
+		"renew":      func(c *api.Client) error { return c.Renew(t.Context(), s.self, nil) },
+		"sign":       func(c *api.Client) error { _, err := c.Sign(t.Context(), s.self, nil); return err },
 		"changes":    func(c *api.Client) error { _, err := c.DivergenceChanges(t.Context(), s.self, "d1"); return err },
 	}
 	unnamed := s.as(t, "n2")

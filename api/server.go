@@ -43,6 +43,8 @@ type Backend struct {
 	Divergences Divergences
 	// Drill makes, or drops, what the writer of a drill needs on the active node.
 	Drill func(ctx context.Context, open bool) error
+	// Certificates are this node's.
+	Certificates Certificates
 	// Caller tells whose verified certificate a connection carries.
 	Caller func(*tls.ConnectionState) (name string, ok bool)
 }
@@ -114,6 +116,7 @@ func Handler(b Backend) http.Handler {
 		answer(w, r, func(ctx context.Context, in DrillRequest) (any, error) { return struct{}{}, b.Drill(ctx, in.Open) })
 	}))
 	b.divergences(mux)
+	b.certificates(mux)
 	mux.HandleFunc("/", notFound)
 	return mux
 }

@@ -43,7 +43,9 @@ const (
 	EventResume     = "resume"     // none
 	EventOptions    = "options"    // []OptionChange
 	EventJoined     = "joined"     // Node
-	EventRemoved    = "removed"    // none
+	// EventCertificate: a node has a new one. Its description.
+	EventCertificate = "certificate"
+	EventRemoved     = "removed" // none
 )
 
 // StateChange is the Data of EventState.

@@ -58,14 +58,8 @@ func (s *Server) prepare(ctx context.Context) error {
 	if err := s.recordOriginals(ctx); err != nil {
 		return err
 	}
-	for _, name := range []string{"ca.crt", "node.crt", "node.key"} {
-		text, err := os.ReadFile(filepath.Join(s.SSLDir, name))
-		if err != nil {
-			return fmt.Errorf("read certificates: %w", err)
-		}
-		if err := s.writeFile(s.own(name), string(text), 0o600); err != nil {
-			return err
-		}
+	if err := s.copyCertificates(); err != nil {
+		return err
 	}
 	open, _ := s.gateFile() // none yet: closed
 	sync, err := s.writeAdmission(open)
@@ -147,6 +141,34 @@ func (s *Server) writeStatic(ctx context.Context) error {
 			return fmt.Errorf("%w: %s is %q and not %q; %s must have the line include_dir = 'conf.d', and no file of it that sorts after understudy.conf may set %s",
 				ErrOverridden, want.name, got, want.value, s.ConfigFile, want.name)
 		}
+	}
+	return nil
+}
+
+// copyCertificates takes over the node's certificates: PostgreSQL reads a key only
+// where it belongs to its own user.
+func (s *Server) copyCertificates() error {
+	for _, name := range []string{"ca.crt", "node.key", "node.crt"} {
+		text, err := os.ReadFile(filepath.Join(s.SSLDir, name))
+		if err != nil {
+			return fmt.Errorf("read certificates: %w", err)
+		}
+		if err := s.refreshFile(s.own(name), string(text), 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// InstallCertificates has the server use the certificates that are in SSLDir now, for
+// new connections. Without a server it uses them from its next start on.
+func (s *Server) InstallCertificates(ctx context.Context) error {
+	err := s.copyCertificates()
+	if err == nil && s.postmaster() != 0 {
+		err = s.reload(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("install certificates: %w", err)
 	}
 	return nil
 }

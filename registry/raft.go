@@ -192,3 +192,13 @@ func (c *Client) Leave(ctx context.Context) error {
 	}
 	return nil
 }
+
+// ReloadAgent has the local agent read its configuration and its certificates again.
+func (c *Client) ReloadAgent(ctx context.Context) error {
+	ctx, cancel := c.bound(ctx)
+	defer cancel()
+	if _, err := c.api.Raw().Write("/v1/agent/reload", nil, nil, writing(ctx)); err != nil {
+		return failed("reload Consul", err)
+	}
+	return nil
+}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -13,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/understudy-ha/understudy/certs"
 	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/config"
 	"github.com/understudy-ha/understudy/filesync"
@@ -58,6 +60,23 @@ func mayChown() bool {
 	var data [2]unix.CapUserData // version 3 has two words
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	return unix.Capget(&header, &data[0]) == nil && data[0].Effective&(1<<unix.CAP_CHOWN) != 0
+}
+
+// lookAgain is how often the certificate's file is looked at.
+const lookAgain = 2 * time.Second
+
+// awaitOther waits until the node has another certificate than this, in DER.
+func awaitOther(ctx context.Context, d certs.Dir, is []byte) {
+	for ctx.Err() == nil {
+		pair, err := tls.LoadX509KeyPair(d.CertFile(), d.KeyFile())
+		if err == nil && !bytes.Equal(pair.Certificate[0], is) {
+			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(lookAgain):
+		}
+	}
 }
 
 const announceAgain = 2 * time.Second

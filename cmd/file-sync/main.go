@@ -10,6 +10,7 @@ import (
 	"github.com/understudy-ha/understudy/cmd/internal/daemon"
 	"github.com/understudy-ha/understudy/filesync"
 	"github.com/understudy-ha/understudy/node"
+	"github.com/understudy-ha/understudy/registry"
 )
 
 func main() {
@@ -26,6 +27,17 @@ func run(ctx context.Context, host *node.Host) error {
 		return err
 	}
 	defer reg.Close()
+	for ctx.Err() == nil {
+		if err := sync(ctx, host, reg); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sync mirrors the folders until ctx ends, or the node has another certificate: by
+// that its peers know it, and Syncthing cannot change it.
+func sync(ctx context.Context, host *node.Host, reg *registry.Client) error {
 	options, err := options(host)
 	if err != nil {
 		return err
@@ -35,6 +47,17 @@ func run(ctx context.Context, host *node.Host) error {
 		return err
 	}
 	defer engine.Close()
-	go announce(ctx, host, reg)
-	return filesync.Follow(ctx, engine, reg, host.Record.Node.Name, host.Layout.Files(), host.Log)
+	life, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go announce(life, host, reg)
+	go func() {
+		defer cancel()
+		awaitOther(life, host.Certs, options.Certificate.Certificate[0])
+	}()
+	err = filesync.Follow(life, engine, reg, host.Record.Node.Name, host.Layout.Files(), host.Log)
+	if ctx.Err() == nil && life.Err() != nil {
+		host.Log.Info("this node has a new certificate")
+		return nil
+	}
+	return err
 }

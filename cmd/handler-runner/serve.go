@@ -32,7 +32,7 @@ func (a *adapters) serve(ctx context.Context, h *handlerrunner.Handler) error {
 	mux := http.NewServeMux()
 	mux.Handle("/api/", api.Handler(api.Backend{
 		Node: h, Voter: voter{h}, View: h.View, Caller: certs.PeerName,
-		Divergences: divergences{a.host.Layout.Divergence()}, Drill: a.drill,
+		Divergences: divergences{a.host.Layout.Divergence()}, Drill: a.drill, Certificates: certificates{a, h},
 		Admit: membership.Admitter{Kind: a.host.Record.Node.Kind, Certs: a.host.Certs, Registry: a.reg, Version: node.Version, Log: a.host.Log},
 	}))
 	mux.Handle("/", status)

@@ -180,6 +180,11 @@ func (c *Client) SetAside(ctx context.Context, r pgrepl.ExportRequest, why error
 	return call[divergence.Summary](ctx, c, "set-aside", aside{r, why.Error()}, quiet)
 }
 
+// InstallCertificates has the server use the node's present certificates.
+func (c *Client) InstallCertificates(ctx context.Context) error {
+	return tell(ctx, c, "install-certificates", none{}, quiet)
+}
+
 // OpenDrill and CloseDrill make and drop what a drill writes to.
 func (c *Client) OpenDrill(ctx context.Context) error {
 	return tell(ctx, c, "open-drill", none{}, quiet)

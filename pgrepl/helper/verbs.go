@@ -104,8 +104,9 @@ var verbs = map[string]verb{
 		a.Request.Dir = s.Divergence
 		return s.Postgres.SetAside(ctx, a.Request, errors.New(a.Why))
 	}),
-	"open-drill":  plain((*pgrepl.Server).OpenDrill),
-	"close-drill": plain((*pgrepl.Server).CloseDrill),
+	"install-certificates": plain((*pgrepl.Server).InstallCertificates),
+	"open-drill":           plain((*pgrepl.Server).OpenDrill),
+	"close-drill":          plain((*pgrepl.Server).CloseDrill),
 	"probe": with(func(_ context.Context, s *Server, _ none, _ func(string)) (any, error) {
 		return s.Postgres.Probe()
 	}),

@@ -1,0 +1,158 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"time"
+
+	urfave "github.com/urfave/cli/v2"
+
+	"github.com/understudy-ha/understudy/certs"
+	"github.com/understudy-ha/understudy/membership"
+	"github.com/understudy-ha/understudy/node"
+)
+
+func certsCommand() *urfave.Command {
+	return &urfave.Command{
+		Name: "certs", Usage: "the certificates of the members",
+		Subcommands: []*urfave.Command{
+			{Name: "show", Usage: "until when the certificate of each member, and the CA's, is valid", Flags: []urfave.Flag{jsonFlag()}, Action: onMember(showCerts),
+				UsageText: "understudy certs show [--json]\n\nexample: understudy certs show"},
+			{Name: "rotate", Usage: "give members new certificates, without a restart or a failover", ArgsUsage: "[NAME...]",
+				Flags: []urfave.Flag{
+					&urfave.BoolFlag{Name: "offline", Usage: "of this host alone, without asking anybody: where certificates have expired"},
+					timeoutFlag(120 * time.Second)},
+				Action: rotateCerts,
+				UsageText: "understudy certs rotate [options] [NAME...]\n\nWithout a name, of every member, one after the other. Members renew theirs by themselves when two thirds of its life are over.\n\n" +
+					"example: understudy certs rotate alpha\n         sudo understudy certs rotate --offline"},
+		},
+	}
+}
+
+// certRow is one line of certs show, and one object of its JSON.
+type certRow struct {
+	Node  string      `json:"node"` // empty: the CA
+	Valid *certs.Info `json:"certificate"`
+	Error string      `json:"error,omitempty"`
+}
+
+func showCerts(c *urfave.Context, m *member, _ []string) error {
+	own, ca, err := m.host.Certs.Info()
+	if err != nil {
+		return err
+	}
+	rows := []certRow{{Valid: &ca}}
+	view, err := m.view(c.Context)
+	if err != nil { // as where all have expired
+		rows = append(rows, certRow{Node: m.host.Record.Node.Name, Valid: &own})
+	}
+	for _, name := range slices.Sorted(maps.Keys(view.Nodes)) {
+		row := certRow{Node: name}
+		ctx, cancel := context.WithTimeout(c.Context, askWithin)
+		var told membership.Certificates
+		if err := m.peers.Certificates(ctx, view.Nodes[name], &told); err != nil {
+			row.Error = err.Error()
+		} else {
+			row.Valid = &told.Own
+		}
+		cancel()
+		rows = append(rows, row)
+	}
+	if err := show(c, rows, func(w io.Writer) { printCerts(w, rows, time.Now()) }); err != nil {
+		return err
+	}
+	if err != nil {
+		fmt.Fprintf(c.App.ErrWriter, "the other members are not known: %v\n", err)
+	}
+	return nil
+}
+
+// askWithin bounds the question to one member.
+const askWithin = 5 * time.Second
+
+func printCerts(w io.Writer, rows []certRow, now time.Time) {
+	var lines [][]string
+	for _, r := range rows {
+		line := []string{orDash(r.Node), "-", "-", "-", "-"}
+		if r.Node == "" {
+			line[0] = "(CA)"
+		}
+		if v := r.Valid; v != nil {
+			renewed := v.NotBefore.Add(v.NotAfter.Sub(v.NotBefore) * 2 / 3).Format(time.DateOnly)
+			if r.Node == "" {
+				renewed = "-"
+			}
+			left := "EXPIRED"
+			if now.Before(v.NotAfter) {
+				left = fmt.Sprintf("%d days", int(v.NotAfter.Sub(now).Hours()/24))
+			}
+			line = []string{line[0], v.NotAfter.Format(time.DateOnly), left, renewed, v.Fingerprint[:16]}
+		}
+		lines = append(lines, line)
+	}
+	table(w, "NODE VALID_UNTIL LEFT RENEWED_FROM FINGERPRINT", lines)
+	for _, r := range rows {
+		if r.Error != "" {
+			fmt.Fprintf(w, "\n%s does not answer: %s\n", r.Node, r.Error)
+		}
+	}
+}
+
+func rotateCerts(c *urfave.Context) error {
+	ctx, cancel := withTimeout(c)
+	defer cancel()
+	if c.Bool("offline") {
+		if c.Args().Present() {
+			return usagef("--offline is of this host alone, and takes no name")
+		}
+		return revive(ctx, c)
+	}
+	m, err := openMember(c)
+	if err != nil {
+		return err
+	}
+	defer m.close()
+	view, err := m.view(ctx)
+	if err != nil {
+		return fmt.Errorf("%w; where certificates have expired, 'understudy certs rotate --offline' on each host", err)
+	}
+	names := c.Args().Slice()
+	if len(names) == 0 {
+		names = slices.Sorted(maps.Keys(view.Nodes))
+	}
+	for _, name := range names {
+		if _, member := view.Nodes[name]; !member {
+			return fmt.Errorf("%s is not a member of the cluster", name)
+		}
+	}
+	var failed []error
+	for _, name := range names {
+		var now certs.Info
+		if err := m.peers.Renew(ctx, view.Nodes[name], &now); err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		fmt.Fprintf(out(c), "%s has a new certificate, valid until %s.\n", name, now.NotAfter.Format(time.DateOnly))
+	}
+	return errors.Join(failed...)
+}
+
+func revive(ctx context.Context, c *urfave.Context) error {
+	h, err := node.OpenQuiet(c.String("root"))
+	if err != nil {
+		return err
+	}
+	if !h.Record.Member {
+		return node.ErrNotMember
+	}
+	now, err := membership.Revive(ctx, h)
+	if err != nil {
+		return fmt.Errorf("revive %s: %w", h.Record.Node.Name, err)
+	}
+	fmt.Fprintf(out(c), "%s has a new certificate, valid until %s. Do the same on the other managers.\n", h.Record.Node.Name, now.NotAfter.Format(time.DateOnly))
+	return nil
+}

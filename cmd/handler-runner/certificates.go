@@ -1,0 +1,65 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/understudy-ha/understudy/certs"
+	"github.com/understudy-ha/understudy/cluster"
+	"github.com/understudy-ha/understudy/handlerrunner"
+	"github.com/understudy-ha/understudy/membership"
+)
+
+// certificates are those of this host.
+type certificates struct {
+	*adapters
+	handler *handlerrunner.Handler
+}
+
+func (c certificates) Describe() (any, error) { return c.describe() }
+
+func (c certificates) describe() (d membership.Certificates, err error) {
+	d.Own, d.CA, err = c.host.Certs.Info()
+	return d, err
+}
+
+func (c certificates) Sign(n cluster.Node, csr []byte) ([]byte, error) {
+	return c.host.Certs.Sign(csr, n.Name, n.Address, n.Kind)
+}
+
+func (c certificates) Renew(ctx context.Context) (any, error) { return c.renew(ctx) }
+
+func (c certificates) renew(ctx context.Context) (certs.Info, error) {
+	r := membership.Renewal{Host: c.host, Registry: c.reg, Peers: c.peers, View: c.handler.View}
+	if c.pg != nil {
+		r.Postgres = c.pg.InstallCertificates
+	}
+	info, err := r.Renew(ctx)
+	if err == nil {
+		c.journal.Write(cluster.EventCertificate, c.handler.View().NextMaster.Epoch,
+			fmt.Sprintf("%s has a new certificate, valid until %s", c.host.Record.Node.Name, info.NotAfter.Format(time.DateOnly)), info)
+	}
+	return info, err
+}
+
+// lookEvery is how often a daemon looks whether its certificate grows old.
+const lookEvery = time.Hour
+
+// keepFresh renews the node's certificate when two thirds of its life are over.
+func (c certificates) keepFresh(ctx context.Context) error {
+	for {
+		if d, err := c.describe(); err != nil {
+			c.host.Log.Error("certificate", "error", err)
+		} else if d.Own.Due(time.Now()) {
+			if _, err := c.renew(ctx); err != nil && ctx.Err() == nil {
+				c.host.Log.Error("certificate not renewed; it is tried again", "valid_until", d.Own.NotAfter, "error", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(lookEvery):
+		}
+	}
+}
