@@ -65,8 +65,9 @@ func newHosts(t *testing.T) *machines {
 }
 
 // lent is what the machines have of this host, because they have no way to the
-// network: the repository, Go and its modules, and Consul, which takes minutes to
-// build. What Go has built for these tests it need not build again.
+// network: the repository, Go and its modules, and Consul and nfpm, which take minutes
+// to build. What Go has built for these tests it need not build again. The notes
+// application is the operator's own.
 func lent(t *testing.T) []lab.Mount {
 	t.Helper()
 	out, err := exec.CommandContext(t.Context(), "go", "env", "-json", "GOCACHE", "GOMODCACHE", "GOROOT").Output()
@@ -81,6 +82,10 @@ func lent(t *testing.T) []lab.Mount {
 	if err != nil {
 		t.Fatal(err)
 	}
+	nfpm, err := exec.LookPath("nfpm")
+	if err != nil {
+		t.Fatalf("%v: 'packaging/setup test' makes it", err)
+	}
 	home := "/home/" + lab.Admin
 	return []lab.Mount{
 		{Host: checkout(t), Inside: repository},
@@ -88,6 +93,8 @@ func lent(t *testing.T) []lab.Mount {
 		{Host: env.GOMODCACHE, Inside: home + "/go/pkg/mod"},
 		{Host: env.GOCACHE, Inside: home + "/.cache/go-build", Over: true},
 		{Host: consul, Inside: "/usr/local/bin/consul"},
+		{Host: nfpm, Inside: "/usr/local/bin/nfpm"},
+		{Host: filepath.Join(binaries(t), "notes"), Inside: "/usr/bin/notes"},
 	}
 }
 
@@ -170,11 +177,30 @@ func (h *machines) run(list []block) {
 			out := h.script(name, text)
 			h.t.Logf("%s on %s, %.1f s\n%s%s", b.where, name, time.Since(began).Seconds(), text, out)
 			h.words.note(out)
+			if strings.Contains(text, "make package") {
+				h.carry(name)
+			}
 		}
 		h.ran++
 		h.started = h.started || strings.Contains(text, "cluster start")
 		if h.started {
 			h.healthy()
+		}
+	}
+}
+
+// carry copies the package that was made on one member to the homes of all, as the
+// text between the blocks says.
+func (h *machines) carry(from string) {
+	h.t.Helper()
+	home := "/home/" + lab.Admin
+	made, err := filepath.Glob(h.byName[from].Path(home + "/understudy/dist/understudy_*.deb"))
+	if err != nil || len(made) != 1 {
+		h.t.Fatalf("packages on %s: %q, %v", from, made, err)
+	}
+	for _, name := range members {
+		if err := copyFile(made[0], h.byName[name].Path(filepath.Join(home, filepath.Base(made[0])))); err != nil {
+			h.t.Fatal(err)
 		}
 	}
 }

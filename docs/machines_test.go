@@ -79,11 +79,9 @@ func (h *machines) application() {
 		}
 	}
 	for _, name := range members {
-		h.script(name, `cd understudy
-sudo install bin/notes /usr/bin/
-sudo adduser --quiet --system --group --no-create-home notes
+		h.script(name, `sudo adduser --quiet --system --group --no-create-home notes
 sudo install -d -o notes -g notes /var/lib/notes /var/lib/notes/files
-sudo cp example/notes/units/*.service /etc/systemd/system/
+sudo cp `+repository+`/example/notes/units/*.service /etc/systemd/system/
 sudo systemctl daemon-reload
 sudo tee /etc/understudy/understudy.yaml >/dev/null <<'END'
 `+conf+"END\n")

@@ -181,6 +181,11 @@ func (m *Machine) up(ctx context.Context) error {
 	return fmt.Errorf("systemd is %q: %w", strings.TrimSpace(state), errors.Join(err, ErrOff))
 }
 
+// Path is how this host sees a file of a machine that is on.
+func (m *Machine) Path(inside string) string {
+	return filepath.Join("/proc", strconv.Itoa(m.leader), "root", inside)
+}
+
 // Run runs a command in the machine as a user, in his home, with what a login would
 // set, to its end, and returns what it said, both outputs in one. All of it is
 // killed when ctx ends. The error ends with that text, and wraps ErrOff.

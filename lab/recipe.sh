@@ -4,10 +4,10 @@ set -euo pipefail
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
 mount -t proc proc /proc
 
-# Consul is lent by the host that the machine runs on, and Go too.
+# Consul and nfpm are lent by the host that the machine runs on, and Go too.
 install -d bin
-printf '#!/bin/sh\n' >bin/consul
-chmod +x bin/consul
+printf '#!/bin/sh\n' | tee bin/consul >bin/nfpm
+chmod +x bin/*
 packaging/setup test
 # What the package of understudy depends on and recommends.
 DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends polkitd logrotate

@@ -231,10 +231,11 @@ func (h *host) refuses() {
 // apart takes the cluster apart, as operations.md says, but for what a purge does.
 func (h *host) apart() {
 	h.t.Helper()
-	h.do("systemctl disable --now " + strings.Join(packaging.Daemons(), " ") + `
-systemctl stop ` + postgres + `
+	h.do("systemctl disable --now " + strings.Join(packaging.Daemons(), " "))
+	h.sql(`select pg_drop_replication_slot(slot_name) from pg_replication_slots where starts_with(slot_name, 'understudy_')`)
+	h.do("systemctl stop " + postgres + `
 rm -r /etc/postgresql/15/main/conf.d/understudy*.conf /etc/postgresql/15/main/understudy
-rm /var/lib/postgresql/15/main.complete /var/lib/postgresql/15/main/standby.signal 2>/dev/null || true
+rm -f /var/lib/postgresql/15/main.complete /var/lib/postgresql/15/main/standby.signal
 rm -r /etc/systemd/system/understudy-*.service.d
 mkdir -p /var/lib/understudy/divergence/one /var/lib/understudy/file-sync/versions/data/replaced
 echo rows >/var/lib/understudy/divergence/one/rows.jsonl
@@ -254,8 +255,8 @@ func (h *host) purge() {
 /var/lib/understudy/file-sync/versions/data/replaced/file
 /var/lib/understudy/somebody
 `)
-	for _, left := range []string{"/var/lib/understudy/divergence/one\n", "/var/lib/understudy/file-sync/versions\n", "/var/lib/understudy/somebody\n"} {
-		if !strings.Contains(said, left) {
+	for _, left := range []string{"divergence", "file-sync", "somebody"} {
+		if !strings.Contains(said, "/var/lib/understudy/"+left) {
 			h.t.Errorf("purge does not say that it leaves %q:\n%s", left, said)
 		}
 	}
@@ -298,7 +299,10 @@ func (h *host) do(text string) string {
 	defer cancel()
 	out, err := h.m.Run(ctx, "root", "bash", "-c", "set -euo pipefail\n"+text)
 	if err != nil {
-		h.t.Fatalf("%s\n%v", text, err)
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		journal, _ := h.m.Run(ctx, "root", "journalctl", "--no-pager", "--lines=60", "--unit=understudy-*", "--unit="+postgres)
+		h.t.Fatalf("%s\n%v\n%s", text, err, journal)
 	}
 	return out
 }
@@ -313,7 +317,7 @@ func (h *host) apt(args ...string) string {
 
 func (h *host) sql(text string) string {
 	h.t.Helper()
-	return h.do(`runuser --user=postgres -- psql --quiet --no-align --tuples-only --command="` + text + `"`)
+	return h.do(`cd /; runuser --user=postgres -- psql --quiet --no-align --tuples-only --command="` + text + `"`)
 }
 
 // await waits until shell text ends with 0.
