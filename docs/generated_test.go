@@ -178,6 +178,7 @@ func portTable() string {
 		{"8300", "TCP, mTLS", "the node's address", "the other nodes", "Consul's servers", "fixed"},
 		{"8301", "TCP and UDP, encrypted", "the node's address", "the other nodes", "Consul's gossip", "fixed"},
 		{"8500", "TCP, mTLS", "127.0.0.1", "this host's daemons", "Consul's API", "fixed"},
+		{"8600", "UDP and TCP", "127.0.0.1", "this host's programs", "Consul's DNS", "fixed"},
 		{fmt.Sprint(config.FileSyncPort), "TCP, mTLS", "the node's address", "the other nodes", "Syncthing", "fixed"},
 	} {
 		rows = append(rows, r)
