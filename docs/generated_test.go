@@ -11,6 +11,7 @@ import (
 
 	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/config"
+	"github.com/understudy-ha/understudy/haproxy"
 )
 
 var update = flag.Bool("update", false, "write what follows from the code into the documents")
@@ -23,6 +24,7 @@ var generated = map[string]func() string{
 	"checks":        checkTable,
 	"options":       optionTable,
 	"defaults":      portTable,
+	"haproxy":       haproxySample,
 }
 
 // The generated parts of the documents are what the code says today.
@@ -166,6 +168,22 @@ func optionTable() string {
 		rows = append(rows, []string{"`" + o.Name + "`", standard, o.Unit, perNode, o.Effect})
 	}
 	return table(rows)
+}
+
+// haproxySample is what 'understudy haproxy-config --port 80:8080' prints on the hosts of
+// operations.md.
+func haproxySample() string {
+	d := config.Defaults()
+	c := haproxy.Config{Cluster: "1a68782f7081dced", Bind: "*", Ports: []haproxy.Port{{Bind: 80, Node: 8080}}, Postgres: d.Postgres.Port, ReadOnly: d.Postgres.Port + 1}
+	for i, name := range members {
+		c.Nodes = append(c.Nodes, cluster.Node{Name: name, Address: fmt.Sprintf("10.0.0.%d", i+1),
+			Ports: cluster.Ports{API: d.APIPort(), Status: d.StatusPort(), Postgres: d.Postgres.Port}})
+	}
+	text, err := c.Full()
+	if err != nil {
+		text = err.Error()
+	}
+	return "```haproxy\n" + text + "```\n"
 }
 
 func portTable() string {

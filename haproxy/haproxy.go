@@ -51,7 +51,7 @@ func ParsePort(s string) (Port, error) {
 	return Port{int(b), int(n)}, nil
 }
 
-//go:embed full.cfg plain.cfg
+//go:embed *.cfg
 var texts embed.FS
 
 var forms = template.Must(template.New("").Funcs(template.FuncMap{"join": join, "quote": quote}).ParseFS(texts, "*.cfg"))
