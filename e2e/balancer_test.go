@@ -33,6 +33,7 @@ import (
 const (
 	balancer     = "127.66.7.99"
 	balancerWeb  = "http://" + balancer + ":8080"
+	strict       = "127.66.7.98" // with --majority-only
 	balancerDSN  = "postgresql://postgres@" + balancer + ":5432/postgres?sslmode=disable"
 	readOnlyDSN  = "postgresql://postgres@" + balancer + ":5433/postgres?sslmode=disable"
 	balancerArgs = "haproxy-config --bind " + balancer + " --port 8080"
@@ -42,7 +43,7 @@ const (
 // find the active node by a real HAProxy, by Consul's DNS, or by asking any node.
 func TestClientsFindTheActive(t *testing.T) {
 	t.Parallel()
-	g := up(t, "lb", "127.66.7.11", 3, "--runners", "1")
+	g := up(t, "lb", "127.66.7.11", 3, "--runners", "1", "--options", "minority_after=3s")
 	g.healthy(t, "node1", 4)
 	for _, story := range []struct {
 		name string
@@ -51,6 +52,7 @@ func TestClientsFindTheActive(t *testing.T) {
 		{"what is printed", printed},
 		{"PostgreSQL of the active dies", clientsSurvive},
 		{"the active is frozen", sessionsEnd},
+		{"only a minority is left", minorityLeft},
 		{"over HTTPS, with a password", verified},
 	} {
 		if !t.Run(story.name, func(t *testing.T) { story.tell(t, g) }) {
@@ -112,14 +114,20 @@ func through[T any](t *testing.T, dsn, query string) (v T, err error) {
 // post writes a note through the load balancer.
 func post(t *testing.T, text string) error {
 	t.Helper()
+	return postTo(t, balancerWeb, text)
+}
+
+func postTo(t *testing.T, web, text string) error {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	form := strings.NewReader(url.Values{"text": {text}}.Encode())
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, balancerWeb+"/notes", form)
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, web+"/notes", form)
 	if err != nil {
 		return err
 	}
 	request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	request.Close = true // the plain form leaves a session where it is
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
 		return err
@@ -336,6 +344,42 @@ func sessionsEnd(t *testing.T, g *group) {
 	if after := g.healthy(t, before.Standbys()[0], 4); after.Active == before.Active {
 		t.Errorf("%s is active again", before.Active)
 	}
+}
+
+// minorityLeft takes two of three nodes down: the last one serves as a minority. Clients
+// reach it, those of a load balancer with --majority-only do not, and DNS names nobody.
+func minorityLeft(t *testing.T, g *group) {
+	before := g.healthy(t, "node1", 4)
+	stays := before.Standbys()[0]
+	g.balance(t, "node1")
+	g.balance(t, "node1", "--majority-only", "--bind", strict)
+	strictWeb := "http://" + strict + ":8080"
+	eventually(t, "the application is reached", func() error { return errors.Join(post(t, "before"), postTo(t, strictWeb, "before")) })
+	g.must(t, "kill", before.Standbys()[1])
+	g.must(t, "kill", before.Active)
+	g.serves(t, stays)
+	eventually(t, "the application of the minority is reached", func() error { return post(t, "at risk") })
+	if address, err := through[string](t, balancerDSN, "select host(inet_server_addr())"); err != nil || address != g.address(t, stays) {
+		t.Errorf("the database at %s answers, not at %s: %v", address, g.address(t, stays), err)
+	}
+	if err := postTo(t, strictWeb, "not at risk"); err == nil {
+		t.Error("--majority-only has sent a client to the minority")
+	}
+	if code, body := get(t, "http://"+g.address(t, stays)+":8008/active", "", ""); code != http.StatusOK || body["node"] != stays || body["at_risk"] != true {
+		t.Errorf("/active of the one that serves leads to %d %v", code, body)
+	}
+	eventually(t, "DNS names nobody any more", func() error {
+		if list, err := registrytest.Lookup(t.Context(), g.dns(stays), cluster.RoleActive); err == nil {
+			return fmt.Errorf("it names %v", list)
+		}
+		return nil
+	})
+	g.must(t, "start", before.Standbys()[1])
+	g.must(t, "start", before.Active)
+	g.settles(t)
+	after := g.healthy(t, stays, 4)
+	g.found(t, after)
+	eventually(t, "the application is reached again", func() error { return errors.Join(post(t, "after"), postTo(t, strictWeb, "after")) })
 }
 
 // verified has /status ask for a password, and the load balancer ask over HTTPS.
