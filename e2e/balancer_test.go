@@ -98,17 +98,18 @@ func printed(t *testing.T, g *group) {
 	want(t, g.balancer(t, "node2", "--port", "5432"), 2, "port 5432 of the load balancer is asked for twice")
 }
 
-// through is a query through the load balancer.
-func through[T any](t *testing.T, dsn, query string) (v T, err error) {
+// through is the text that a query through the load balancer returns.
+func through(t *testing.T, dsn, query string) (v string, err error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, dsn)
 	if err != nil {
-		return v, err
+		return "", err
 	}
 	defer conn.Close(ctx)
-	return v, conn.QueryRow(ctx, query).Scan(&v)
+	err = conn.QueryRow(ctx, query).Scan(&v)
+	return v, err
 }
 
 // post writes a note through the load balancer.
@@ -208,7 +209,7 @@ func (g *group) readersSpread(t *testing.T, s rig.Status) {
 	eventually(t, "readers are on the standbys", func() error {
 		seen := map[string]bool{}
 		for range 8 {
-			address, err := through[string](t, readOnlyDSN, "select host(inet_server_addr()) || ' ' || pg_is_in_recovery()")
+			address, err := through(t, readOnlyDSN, "select host(inet_server_addr()) || ' ' || pg_is_in_recovery()")
 			if err != nil {
 				return err
 			}
@@ -220,6 +221,19 @@ func (g *group) readersSpread(t *testing.T, s rig.Status) {
 			}
 		}
 		return nil
+	})
+}
+
+// reached waits until the load balancer leads to the database of a node. At first, for a
+// moment, it takes every node for active.
+func (g *group) reached(t *testing.T, node string) {
+	t.Helper()
+	eventually(t, "the database of "+node+" is reached", func() error {
+		address, err := through(t, balancerDSN, "select host(inet_server_addr())")
+		if err == nil && address != g.address(t, node) {
+			err = fmt.Errorf("the one at %s answers", address)
+		}
+		return err
 	})
 }
 
@@ -333,13 +347,9 @@ func sessionsEnd(t *testing.T, g *group) {
 	case <-time.After(soon):
 		t.Error("the session goes on")
 	}
-	eventually(t, "the new active is reached", func() error {
-		standby, err := through[bool](t, balancerDSN, "select pg_is_in_recovery()")
-		if err == nil && standby {
-			err = errors.New("a standby answers")
-		}
-		return err
-	})
+	g.epochAfter(t, before)
+	s, _ := g.tryStatus(t, before.Standbys()[0])
+	g.reached(t, s.Active)
 	g.must(t, "thaw", before.Active)
 	if after := g.healthy(t, before.Standbys()[0], 4); after.Active == before.Active {
 		t.Errorf("%s is active again", before.Active)
@@ -359,9 +369,7 @@ func minorityLeft(t *testing.T, g *group) {
 	g.must(t, "kill", before.Active)
 	g.serves(t, stays)
 	eventually(t, "the application of the minority is reached", func() error { return post(t, "at risk") })
-	if address, err := through[string](t, balancerDSN, "select host(inet_server_addr())"); err != nil || address != g.address(t, stays) {
-		t.Errorf("the database at %s answers, not at %s: %v", address, g.address(t, stays), err)
-	}
+	g.reached(t, stays)
 	if err := postTo(t, strictWeb, "not at risk"); err == nil {
 		t.Error("--majority-only has sent a client to the minority")
 	}
@@ -417,14 +425,7 @@ func verified(t *testing.T, g *group) {
 				g.readersSpread(t, s)
 			}
 			eventually(t, "the application on the active is reached", func() error { return post(t, name) })
-			// For a moment HAProxy takes every node for active.
-			eventually(t, "the database on the active is reached", func() error {
-				address, err := through[string](t, balancerDSN, "select host(inet_server_addr())")
-				if active := g.address(t, s.Active); err == nil && address != active {
-					err = fmt.Errorf("the database at %s answers, not at %s", address, active)
-				}
-				return err
-			})
+			g.reached(t, s.Active)
 		})
 	}
 }
