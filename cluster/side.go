@@ -151,7 +151,9 @@ func (w LastWrite) Later(by time.Duration) LastWrite {
 }
 
 // apart is by how much the clocks of two writers may be apart.
-func (w LastWrite) apart(o LastWrite) time.Duration { return w.Clock.Sub(o.Clock).Abs() + w.Off + o.Off }
+func (w LastWrite) apart(o LastWrite) time.Duration {
+	return w.Clock.Sub(o.Clock).Abs() + w.Off + o.Off
+}
 
 // SideWins decides whose database goes on where two lines have both been
 // written: the cluster's own, which holds what the majority acknowledged, or
