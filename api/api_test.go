@@ -77,7 +77,13 @@ type service struct {
 
 func serve(t *testing.T, node *fakeNode, admit api.Admitter) *service {
 	t.Helper()
-	s := &service{node: node, ca: newCA(t)}
+	return serveAs(t, newCA(t), node, admit)
+}
+
+// serveAs is serve, of the cluster with this CA.
+func serveAs(t *testing.T, ca certs.Dir, node *fakeNode, admit api.Admitter) *service {
+	t.Helper()
+	s := &service{node: node, ca: ca}
 	conf, err := joined(t, s.ca, "n1", "127.0.0.1").ServerTLS()
 	check(t, err)
 	s.server = httptest.NewUnstartedServer(api.Handler(api.Backend{
@@ -265,6 +271,9 @@ func TestJoinNeedsNoCertificate(t *testing.T) {
 func TestBackendErrors(t *testing.T) {
 	s := serve(t, standby(), admitter{})
 	c := api.NewClient(s.as(t, "n2"))
+	mustBe(t, c.SetActive(t.Context(), s.self, api.SetActiveRequest{Node: "n2"}), 503, api.CodeNoActive)
+	s = serve(t, atRisk(), admitter{})
+	c = api.NewClient(s.as(t, "n2"))
 	mustBe(t, c.SetActive(t.Context(), s.self, api.SetActiveRequest{Node: "n2"}), 409, api.CodeNotActive)
 	s = serve(t, active(), admitter{})
 	s.node.err = errors.New("n2 is offline")

@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"strconv"
 	"time"
 
 	"github.com/understudy-ha/understudy/cluster"
@@ -22,13 +21,18 @@ type Client struct{ http *http.Client }
 // NewClient returns a client that shows and checks certificates as conf says.
 // The address of a node is a name of its certificate.
 func NewClient(conf *tls.Config) *Client {
-	return &Client{&http.Client{Transport: &http.Transport{
-		TLSClientConfig:     conf,
-		DialContext:         (&net.Dialer{Timeout: 2 * time.Second, KeepAlive: 5 * time.Second}).DialContext,
-		TLSHandshakeTimeout: 5 * time.Second,
-		MaxIdleConnsPerHost: 2,
-		IdleConnTimeout:     5 * time.Minute,
-	}}}
+	return &Client{&http.Client{
+		Transport: &http.Transport{
+			TLSClientConfig:     conf,
+			DialContext:         (&net.Dialer{Timeout: 2 * time.Second, KeepAlive: 5 * time.Second}).DialContext,
+			TLSHandshakeTimeout: 5 * time.Second,
+			MaxIdleConnsPerHost: 2,
+			IdleConnTimeout:     5 * time.Minute,
+		},
+		// The node that is called is the one that is meant: should another have
+		// become active, that one is not to hand over in its place.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
 }
 
 // Ping asks whether the node's daemons answer.
@@ -102,7 +106,7 @@ func (c *Client) Join(ctx context.Context, address string, in JoinRequest) (out 
 }
 
 func (c *Client) call(ctx context.Context, method string, n cluster.Node, path string, in, out any) error {
-	host := net.JoinHostPort(n.Address, strconv.Itoa(n.Ports.API))
+	host := hostPort(n.Address, n.Ports.API)
 	return c.do(ctx, method, "https://"+host+"/api/v1/"+path, n.Name+" ("+host+")", in, out)
 }
 

@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"io"
-	"net"
 	"net/http"
 	"strconv"
 
@@ -50,6 +49,6 @@ func (c *Client) Divergences(ctx context.Context, n cluster.Node, out any) error
 // DivergenceChanges reads the changes of an export that the node holds. The
 // caller closes what is returned; an answer that is cut off is an error of Read.
 func (c *Client) DivergenceChanges(ctx context.Context, n cluster.Node, id string) (io.ReadCloser, error) {
-	host := net.JoinHostPort(n.Address, strconv.Itoa(n.Ports.API))
+	host := hostPort(n.Address, n.Ports.API)
 	return c.open(ctx, "https://"+host+"/api/v1/divergence/"+id+"/changes", n.Name+" ("+host+")")
 }

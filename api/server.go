@@ -95,11 +95,7 @@ func Handler(b Backend) http.Handler {
 	mux.Handle("POST /api/v1/last-write", b.managers(func(w http.ResponseWriter, r *http.Request) {
 		answer(w, r, func(ctx context.Context, in LastWriteRequest) (any, error) { return b.Voter.LastWrite(ctx, in.After) })
 	}))
-	mux.Handle("POST /api/v1/set-active", b.members(func(w http.ResponseWriter, r *http.Request) {
-		if b.Node.Mode() != cluster.MajorityMode {
-			fail(w, Errorf(http.StatusConflict, CodeNotActive, "this node is not the active one"))
-			return
-		}
+	mux.Handle("POST /api/v1/set-active", b.members(b.activeOnly(func(w http.ResponseWriter, r *http.Request) {
 		by, _ := b.Caller(r.TLS)
 		answer(w, r, func(ctx context.Context, in SetActiveRequest) (any, error) {
 			if in.Check {
@@ -107,14 +103,10 @@ func Handler(b Backend) http.Handler {
 			}
 			return struct{}{}, b.Node.HandOver(ctx, in.Node, cmp.Or(in.Why, "asked for by an operator")+", on "+by)
 		})
-	}))
-	mux.Handle("POST /api/v1/drill", b.managers(func(w http.ResponseWriter, r *http.Request) {
-		if b.Node.Mode() != cluster.MajorityMode {
-			fail(w, Errorf(http.StatusConflict, CodeNotActive, "this node is not the active one"))
-			return
-		}
+	})))
+	mux.Handle("POST /api/v1/drill", b.managers(b.activeOnly(func(w http.ResponseWriter, r *http.Request) {
 		answer(w, r, func(ctx context.Context, in DrillRequest) (any, error) { return struct{}{}, b.Drill(ctx, in.Open) })
-	}))
+	})))
 	b.divergences(mux)
 	b.certificates(mux)
 	mux.HandleFunc("/", notFound)

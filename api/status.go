@@ -15,6 +15,8 @@ import (
 type Node interface {
 	Mode() cluster.Mode // without I/O
 	Report(ctx context.Context) cluster.Report
+	// Active returns the active node, as far as this one knows.
+	Active() (cluster.Node, bool)
 	// MayHandOver returns the reason for which HandOver would be refused.
 	MayHandOver(ctx context.Context, target string) error
 	HandOver(ctx context.Context, target, why string) error
@@ -29,7 +31,8 @@ type StatusOptions struct {
 }
 
 // StatusHandler answers load balancers: /status with 200 on the active node and
-// 400 elsewhere, and the paths that users of Patroni know with 200 or 503.
+// 400 elsewhere, and the paths that users of Patroni know with 200 or 503. What
+// comes after /active is redirected to the active node, to /status by default.
 func StatusHandler(n Node, o StatusOptions) http.Handler {
 	mux := http.NewServeMux()
 	status := func(w http.ResponseWriter, r *http.Request) { serveStatus(w, r, n) }
@@ -47,10 +50,15 @@ func StatusHandler(n Node, o StatusOptions) http.Handler {
 		})
 	}
 	health("/leader", func(r cluster.Report) bool { return r.Mode != cluster.Closed })
-	health("/replica", func(r cluster.Report) bool { return r.State == cluster.Standby && r.Streaming })
+	health("/replica", func(r cluster.Report) bool { return r.Role() == cluster.RoleStandby })
 	health("/health", serves)
 	health("/ready", serves)
 	health("/live", func(cluster.Report) bool { return true })
+	toActive := func(w http.ResponseWriter, r *http.Request) {
+		redirect(w, r, n, CodeRedirect, strings.TrimPrefix(r.URL.Path, "/active"))
+	}
+	mux.HandleFunc("/active", toActive)
+	mux.HandleFunc("/active/", toActive)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if slices.Contains(o.Paths, r.URL.Path) {
 			status(w, r)
@@ -66,7 +74,7 @@ func StatusHandler(n Node, o StatusOptions) http.Handler {
 
 // serves says that a node does what members of its kind are for.
 func serves(r cluster.Report) bool {
-	return r.Mode != cluster.Closed || r.State == cluster.Standby && r.Streaming || r.State == cluster.Executing
+	return r.Mode != cluster.Closed || r.Role() != cluster.RoleNone
 }
 
 func serveStatus(w http.ResponseWriter, r *http.Request, n Node) {

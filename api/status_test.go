@@ -21,6 +21,7 @@ import (
 type fakeNode struct {
 	mode    cluster.Mode
 	report  cluster.Report
+	active  cluster.Node // empty: nobody that it knows of
 	asked   []cluster.Epoch
 	targets []string
 	drilled []bool
@@ -39,6 +40,7 @@ var (
 
 func (n *fakeNode) Mode() cluster.Mode                    { return n.mode }
 func (n *fakeNode) Report(context.Context) cluster.Report { return n.report }
+func (n *fakeNode) Active() (cluster.Node, bool)          { return n.active, n.active.Name != "" }
 
 func (n *fakeNode) Detach(_ context.Context, by string, epoch cluster.Epoch, _ uint64) (cluster.Answer, error) {
 	n.asked, n.by = append(n.asked, epoch), by

@@ -11,6 +11,8 @@ import (
 // Error codes, in the field error_code of an answer that is not 2xx.
 const (
 	CodeNotActive    = "not_cluster_master"   // the node is not the active one
+	CodeNoActive     = "no_active_node"       // no node is the active one
+	CodeRedirect     = "redirect"             // the answer is at Location
 	CodeRemoved      = "removed_from_cluster" // the node, or the caller, was removed
 	CodeIncompatible = "incompatible_version" // understudy or PostgreSQL differ
 	CodeForbidden    = "forbidden"            // no certificate of a member

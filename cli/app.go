@@ -72,7 +72,7 @@ func App() *urfave.App {
 			&urfave.StringFlag{Name: "root", Value: "/", EnvVars: []string{"UNDERSTUDY_ROOT"},
 				Usage: "act as on the node whose paths are all under `DIR`"},
 		},
-		Commands: []*urfave.Command{clusterCommand(), divergenceCommand(), certsCommand(), permitCommand(), devCommand()},
+		Commands: []*urfave.Command{clusterCommand(), divergenceCommand(), certsCommand(), haproxyCommand(), permitCommand(), devCommand()},
 		// The error is printed once, by main.
 		ExitErrHandler: func(*urfave.Context, error) {},
 		OnUsageError:   onUsageError,

@@ -234,8 +234,8 @@ func (m *member) view(ctx context.Context) (v cluster.View, err error) {
 
 // active returns the node that holds the lock, ready.
 func active(v cluster.View) (cluster.Node, error) {
-	n, ok := v.Nodes[v.Leader.Node]
-	if !ok || !v.Leader.Held || !v.Leader.Ready {
+	n, ok := v.Active()
+	if !ok {
 		return n, fmt.Errorf("%w at the moment; see 'understudy cluster nodes list'", errNoActive)
 	}
 	return n, nil

@@ -23,6 +23,7 @@ var rules = map[string]struct {
 	"statefile":     {nil, "it keeps any value"},
 	"history":       {[]string{"cluster"}, "it reads events, wherever they are kept"},
 	"config":        {[]string{"cluster"}, "it describes a host in the cluster's words"},
+	"haproxy":       {[]string{"cluster"}, "it puts members into words, and asks nobody"},
 	"registry":      {[]string{"cluster"}, "adapters do not know each other"},
 	"pgrepl":        {[]string{"cluster", "pgrepl"}, "adapters do not know each other"},
 	"filesync":      {[]string{"cluster", "statefile", "filesync"}, "adapters do not know each other"},

@@ -217,6 +217,13 @@ func (v View) Options(node string) Options {
 	return shared.With(v.Nodes[node].Options)
 }
 
+// Active returns the node that holds the lock and is open to clients; false where
+// there is none.
+func (v View) Active() (Node, bool) {
+	n, ok := v.Nodes[v.Leader.Node]
+	return n, ok && v.Leader.Held && v.Leader.Ready
+}
+
 // Paused says whether the cluster is paused.
 func (v View) Paused() bool { return v.Info != nil && v.Info.Paused != nil }
 

@@ -85,6 +85,19 @@ const (
 	AtRiskMode   Mode = "minority" // active in a part that is cut off: writes are at risk
 )
 
+// Role is what a node is to clients at this moment, and the tag by which Consul's DNS
+// names it.
+type Role string
+
+// The roles. RoleNone is that of a node which has nothing for clients, or which serves
+// a part that is cut off.
+const (
+	RoleNone    Role = ""
+	RoleActive  Role = "active"
+	RoleStandby Role = "standby" // streams from the active
+	RoleRunner  Role = "runner"
+)
+
 // Report is what a node tells of itself, to its peers and to operators.
 type Report struct {
 	Node      string    `json:"node"`
@@ -111,6 +124,19 @@ type Report struct {
 	Paused    bool      `json:"paused,omitempty"`   // has heard that the cluster is
 	Files     Tri       `json:"files"`              // it has every file of the active
 	Problem   string    `json:"problem,omitempty"`  // why it could not be active now; empty: it could
+}
+
+// Role is what the node is to clients.
+func (r Report) Role() Role {
+	switch {
+	case r.Mode == MajorityMode:
+		return RoleActive
+	case r.State == Standby && r.Streaming:
+		return RoleStandby
+	case r.State == Executing:
+		return RoleRunner
+	}
+	return RoleNone
 }
 
 // Unit is a unit of the manager and whether it runs.

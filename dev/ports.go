@@ -19,7 +19,7 @@ import (
 // ports are what every node listens on.
 func ports() []int {
 	d := config.Defaults()
-	return []int{PortPostgres, 8300, 8301, PortConsul, d.StatusPort(), d.APIPort(), config.FileSyncPort, PortNotes}
+	return []int{PortPostgres, 8300, 8301, PortConsul, 8600, d.StatusPort(), d.APIPort(), config.FileSyncPort, PortNotes}
 }
 
 // checkPorts returns an error that names every port of an address that is in

@@ -11,6 +11,7 @@ import (
 
 	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/config"
+	"github.com/understudy-ha/understudy/haproxy"
 )
 
 var update = flag.Bool("update", false, "write what follows from the code into the documents")
@@ -23,6 +24,7 @@ var generated = map[string]func() string{
 	"checks":        checkTable,
 	"options":       optionTable,
 	"defaults":      portTable,
+	"haproxy":       haproxySample,
 }
 
 // The generated parts of the documents are what the code says today.
@@ -168,6 +170,22 @@ func optionTable() string {
 	return table(rows)
 }
 
+// haproxySample is what 'understudy haproxy-config --port 80:8080' prints on the hosts of
+// operations.md.
+func haproxySample() string {
+	d := config.Defaults()
+	c := haproxy.Config{Cluster: "1a68782f7081dced", Bind: "*", Ports: []haproxy.Port{{Bind: 80, Node: 8080}}, Postgres: d.Postgres.Port, ReadOnly: d.Postgres.Port + 1}
+	for i, name := range members {
+		c.Nodes = append(c.Nodes, cluster.Node{Name: name, Address: fmt.Sprintf("10.0.0.%d", i+1),
+			Ports: cluster.Ports{API: d.APIPort(), Status: d.StatusPort(), Postgres: d.Postgres.Port}})
+	}
+	text, err := c.Full()
+	if err != nil {
+		text = err.Error()
+	}
+	return "```haproxy\n" + text + "```\n"
+}
+
 func portTable() string {
 	d := config.Defaults()
 	rows := [][]string{{"Port", "Protocol", "Listens on", "Who connects", "What", "Set by"}}
@@ -178,6 +196,7 @@ func portTable() string {
 		{"8300", "TCP, mTLS", "the node's address", "the other nodes", "Consul's servers", "fixed"},
 		{"8301", "TCP and UDP, encrypted", "the node's address", "the other nodes", "Consul's gossip", "fixed"},
 		{"8500", "TCP, mTLS", "127.0.0.1", "this host's daemons", "Consul's API", "fixed"},
+		{"8600", "UDP and TCP", "127.0.0.1", "this host's programs", "Consul's DNS", "fixed"},
 		{fmt.Sprint(config.FileSyncPort), "TCP, mTLS", "the node's address", "the other nodes", "Syncthing", "fixed"},
 	} {
 		rows = append(rows, r)

@@ -41,6 +41,7 @@ func TestMachines(t *testing.T) {
 	h.run(all[:start])
 	h.application()
 	h.run(all[start:remove])
+	h.leastPrivilege("beta")
 	h.databaseDies()
 	h.powerCut()
 	h.allGoDown()
@@ -106,6 +107,35 @@ func (h *machines) databaseDies() {
 		if !strings.Contains(said, words) {
 			h.t.Errorf("the journal of %s does not tell that it was %s:\n%s", node, words, said)
 		}
+	}
+}
+
+// leastPrivilege checks who the daemons of a host are, and what is refused to them.
+func (h *machines) leastPrivilege(host string) {
+	h.t.Helper()
+	for daemon, user := range map[string]string{
+		"consul": "understudy-consul", "consul-watcher": "understudy", "check-runner": "understudy",
+		"file-sync": "understudy", "handler-runner": "understudy", "postgres-helper": "postgres",
+	} {
+		if got := h.script(host, "ps -o user:30= -p $(systemctl show --property=MainPID --value understudy-"+daemon+")"); strings.TrimSpace(got) != user {
+			h.t.Errorf("%s runs as %q, want %s", daemon, got, user)
+		}
+	}
+	for what, c := range map[string]struct{ command, says string }{
+		"a unit of understudy.yaml":             {"sudo runuser -u understudy -- systemctl --no-ask-password start notes-web.service && echo done", "done"},
+		"another unit":                          {"sudo runuser -u understudy -- systemctl --no-ask-password restart dbus.service 2>&1 || true", "Access denied"},
+		"another verb":                          {"sudo runuser -u understudy -- systemctl --no-ask-password reload notes-web.service 2>&1 || true", "Access denied"},
+		"the unit files":                        {"sudo runuser -u understudy -- systemctl --no-ask-password enable notes-web.service 2>&1 || true", "Access denied"},
+		"the helper, by another of the group":   {"sudo runuser -u understudy-consul -- curl --silent --show-error --unix-socket /run/understudy/postgres-helper.sock http://x 2>&1 || true", "connect"},
+		"the CA's key, by another of the group": {"sudo runuser -u understudy-consul -- cat /etc/understudy/cluster-ssl/ca.key 2>&1 || true", "Permission denied"},
+		"a daemon by hand, as the wrong user":   {"sudo runuser -u nobody -- /usr/lib/understudy/handler-runner 2>&1 || true", "permission denied"},
+	} {
+		if out := h.script(host, c.command); !strings.Contains(out, c.says) {
+			h.t.Errorf("%s: %q does not say %q", what, out, c.says)
+		}
+	}
+	if out := h.script("alpha", "sudo journalctl --unit understudy-handler-runner EVENT=promoted --output json"); !strings.Contains(out, `"EPOCH":"1"`) || !strings.Contains(out, `"NODE":"alpha"`) {
+		h.t.Errorf("the journal's fields do not tell of the promotion: %s", out)
 	}
 }
 

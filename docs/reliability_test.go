@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/understudy-ha/understudy/haproxy/haproxytest"
 )
 
 // named is a test as reliability.md names it: its package, itself, and a case.
@@ -71,11 +73,12 @@ func TestLoadBalancerIsQuick(t *testing.T) {
 		if b.lang != "haproxy" {
 			continue
 		}
-		for _, word := range []string{"option httpchk GET /status", "inter 300ms fall 2 rise 1", "on-marked-down shutdown-sessions", "check port 8008"} {
+		for _, word := range []string{"uri /status?mode=majority", "inter 300ms fall 2 rise 1", "on-marked-down shutdown-sessions", "server alpha 10.0.0.1:8008 check"} {
 			if !strings.Contains(b.text, word) {
 				t.Errorf("%s: no %q", b.where, word)
 			}
 		}
+		haproxytest.Check(t, b.text)
 		return
 	}
 	t.Error("no configuration of HAProxy is shown")

@@ -33,8 +33,14 @@ type writing struct {
 // all, and waits until some are acknowledged.
 func (g *group) writes(t *testing.T, names ...string) *writing {
 	t.Helper()
+	return writesTo(t, g.targets(names...))
+}
+
+// writesTo is writes, into whichever of the targets takes writes.
+func writesTo(t *testing.T, targets []probe.Target) *writing {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 3*soon)
-	w, err := probe.Open(ctx, probe.Options{Targets: g.targets(names...), Name: fmt.Sprintf("%s %d", t.Name(), time.Now().UnixNano())})
+	w, err := probe.Open(ctx, probe.Options{Targets: targets, Name: fmt.Sprintf("%s %d", t.Name(), time.Now().UnixNano())})
 	if err != nil {
 		cancel()
 		t.Fatal(err)

@@ -69,6 +69,26 @@ func (h *Handler) Mode() cluster.Mode {
 	return cluster.Closed
 }
 
+// Role is what this node is to clients at this moment, without any I/O.
+func (h *Handler) Role() cluster.Role {
+	_, d, db := h.snapshot()
+	return cluster.Report{State: d.State, Mode: h.Mode(), Streaming: db.Streaming}.Role()
+}
+
+// Active returns the active node as far as this one knows, without asking others. One
+// that is cut off knows only of itself.
+func (h *Handler) Active() (cluster.Node, bool) {
+	view := h.View()
+	if h.Mode() != cluster.Closed {
+		n, ok := view.Nodes[h.Node]
+		return n, ok
+	}
+	if v := h.Verdict().Verdict; view.Leader.Node == h.Node || v == cluster.Minority || v == cluster.Isolated {
+		return cluster.Node{}, false
+	}
+	return view.Active()
+}
+
 // View is the cluster's state as this node last saw it.
 func (h *Handler) View() cluster.View {
 	view, _, _ := h.snapshot()

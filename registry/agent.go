@@ -14,6 +14,7 @@ type Ports struct {
 	Server  int // Raft and RPC between servers [8300]
 	SerfLAN int // gossip, TCP and UDP [8301]
 	HTTP    int // the API for this host, HTTPS where there is TLS [8500]
+	DNS     int // for this host, UDP and TCP [8600]
 }
 
 // AgentConfig is what the configuration of a Consul agent depends on.
@@ -39,15 +40,23 @@ type AgentConfig struct {
 	Ports          Ports
 }
 
-// APIAddress is the ip:port where the agent serves its HTTP API: on loopback
-// alone, because only this host's daemons use it. A node whose own address is a
-// loopback one shares the machine with others, and uses that.
+// APIAddress is the ip:port where the agent serves its HTTP API to this host.
 func (a AgentConfig) APIAddress() string {
-	ip := netip.MustParseAddr("127.0.0.1")
+	return netip.AddrPortFrom(a.clientIP(), uint16(a.ports().HTTP)).String()
+}
+
+// DNSAddress is the ip:port where the agent answers DNS to this host.
+func (a AgentConfig) DNSAddress() string {
+	return netip.AddrPortFrom(a.clientIP(), uint16(a.ports().DNS)).String()
+}
+
+// clientIP is loopback, because only this host asks. A node whose own address is a
+// loopback one shares the machine with others, and uses that.
+func (a AgentConfig) clientIP() netip.Addr {
 	if own, err := netip.ParseAddr(a.Address); err == nil && own.IsLoopback() {
-		ip = own
+		return own
 	}
-	return netip.AddrPortFrom(ip, uint16(a.ports().HTTP)).String()
+	return netip.MustParseAddr("127.0.0.1")
 }
 
 func (a AgentConfig) ports() Ports {
@@ -57,7 +66,7 @@ func (a AgentConfig) ports() Ports {
 		}
 		return p
 	}
-	return Ports{Server: or(a.Ports.Server, 8300), SerfLAN: or(a.Ports.SerfLAN, 8301), HTTP: or(a.Ports.HTTP, 8500)}
+	return Ports{Server: or(a.Ports.Server, 8300), SerfLAN: or(a.Ports.SerfLAN, 8301), HTTP: or(a.Ports.HTTP, 8500), DNS: or(a.Ports.DNS, 8600)}
 }
 
 // section is one object of Consul's configuration. Its keys are documented at
@@ -117,7 +126,7 @@ func (a AgentConfig) base() section {
 		"server":                      !a.client(),
 		"bind_addr":                   a.Address,
 		"advertise_addr":              a.Address,
-		"client_addr":                 netip.MustParseAddrPort(a.APIAddress()).Addr().String(),
+		"client_addr":                 a.clientIP().String(),
 		"log_level":                   level,
 		"disable_update_check":        true,
 		"disable_anonymous_signature": true,
@@ -128,7 +137,10 @@ func (a AgentConfig) base() section {
 		"connect":             section{"enabled": false},
 		"peering":             section{"enabled": false},
 		"ui_config":           section{"enabled": false},
-		"telemetry":           section{"disable_hostname": true, "prometheus_retention_time": "0s"},
+		// DNS may be answered by any server, but not by one that was cut off a while
+		// ago: it would name an active that is none any more.
+		"dns_config": section{"allow_stale": true, "max_stale": "5s"},
+		"telemetry":  section{"disable_hostname": true, "prometheus_retention_time": "0s"},
 		// All nodes of a dev cluster come from one address.
 		"limits": section{"http_max_conns_per_client": 1000, "rpc_max_conns_per_client": 1000},
 	}
@@ -192,7 +204,7 @@ func (a AgentConfig) security() section {
 	p := a.ports()
 	ports := section{
 		"server": p.Server, "serf_lan": p.SerfLAN, "serf_wan": -1,
-		"dns": -1, "grpc": -1, "grpc_tls": -1, "http": p.HTTP, "https": -1,
+		"dns": p.DNS, "grpc": -1, "grpc_tls": -1, "http": p.HTTP, "https": -1,
 	}
 	s := section{"ports": ports}
 	if a.GossipKey != "" {

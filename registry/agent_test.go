@@ -119,7 +119,7 @@ func TestAgentConfigKeepsPromises(t *testing.T) {
 	no := func(b *bool) bool { return b != nil && !*b }
 	for what, kept := range map[string]bool{
 		"the API is for this host alone":    got.ClientAddr == "127.0.0.1" && c.APIAddress() == "127.0.0.1:8500",
-		"no port speaks in clear":           got.Ports.HTTP == -1 && got.Ports.DNS == -1 && got.Ports.GRPC == -1,
+		"only DNS speaks in clear":          got.Ports.HTTP == -1 && got.Ports.DNS == 8600 && got.Ports.GRPC == -1,
 		"the API speaks HTTPS":              got.Ports.HTTPS == 8500,
 		"both sides are verified":           got.TLS.Defaults.In && got.TLS.Defaults.Out && got.TLS.RPC.Hostname,
 		"a stop does not leave the cluster": no(got.LeaveOnTerminate),
@@ -141,6 +141,9 @@ func TestAgentConfigKeepsPromises(t *testing.T) {
 	c.Address = "127.0.0.12"
 	if a := c.APIAddress(); a != "127.0.0.12:8500" {
 		t.Errorf("on a shared machine the API is at %s", a)
+	}
+	if a := c.DNSAddress(); a != "127.0.0.12:8600" {
+		t.Errorf("on a shared machine DNS is at %s", a)
 	}
 }
 

@@ -63,20 +63,24 @@ func (c *Client) RegisterChecks(ctx context.Context, ttls map[cluster.Check]time
 // milliseconds. It needs no Consul leader. The error wraps ErrNotRegistered when
 // the agent does not know the check.
 func (c *Client) Post(ctx context.Context, check cluster.Check, ok bool, output string) error {
+	return c.post(ctx, check.ID(), ok, output)
+}
+
+func (c *Client) post(ctx context.Context, id string, ok bool, output string) error {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
 	status := api.HealthCritical
 	if ok {
 		status = api.HealthPassing
 	}
-	err := c.api.Agent().UpdateTTLOpts(check.ID(), output, status, (&api.QueryOptions{}).WithContext(ctx))
+	err := c.api.Agent().UpdateTTLOpts(id, output, status, (&api.QueryOptions{}).WithContext(ctx))
 	switch {
 	case err == nil:
 		return nil
 	case isStatus(err, http.StatusNotFound) || strings.Contains(err.Error(), "does not have associated TTL"):
-		return fmt.Errorf("post check %s: %w", check, ErrNotRegistered)
+		return fmt.Errorf("post check %s: %w", id, ErrNotRegistered)
 	}
-	return failed("post check "+string(check), err)
+	return failed("post check "+id, err)
 }
 
 // Health returns the checks of every node in Consul by node and by name: those

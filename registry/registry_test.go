@@ -47,6 +47,7 @@ func TestRegistry(t *testing.T) {
 		{"lock can be adopted", testAdopt},
 		{"lock is written and released", testRelease},
 		{"checks keep their state", testChecks},
+		{"DNS names the node by its role", testAnnounce},
 		{"events are bounded", testEvents},
 		{"events are watched", testWatchEvents},
 		{"files of an old epoch are refused", testFiles},

@@ -69,6 +69,18 @@ func (a *adapters) options() handlerrunner.Options {
 	}
 }
 
+// announcer names this node in DNS, by its role.
+func (a *adapters) announcer(h *handlerrunner.Handler) *announcer {
+	n := a.host.Record.Node
+	ttl := func() time.Duration { return h.View().Options(n.Name).Stretch(roleTTL) }
+	return &announcer{
+		role: h.Role, keep: a.reg.KeepAnnounced, ttl: ttl, log: a.host.Log,
+		announce: func(ctx context.Context, r cluster.Role) error {
+			return a.reg.Announce(ctx, n.Name, r, n.Ports.Postgres, ttl())
+		},
+	}
+}
+
 // hold tells consul-watcher until when PostgreSQL may be open.
 func (a *adapters) hold(until time.Time) {
 	s := deadman.Switch(a.host.Layout.Lease())

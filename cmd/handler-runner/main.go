@@ -27,6 +27,7 @@ func run(ctx context.Context, host *node.Host) error {
 	group.Go(func() error { return handler.Run(ctx) })
 	group.Go(func() error { return a.journal.run(ctx) })
 	group.Go(func() error { return a.serve(ctx, handler) })
+	group.Go(func() error { return a.announcer(handler).run(ctx) })
 	group.Go(func() error { return a.awaitShutdown(ctx, handler) })
 	group.Go(func() error { return certificates{a, handler}.keepFresh(ctx) })
 	group.Go(func() error { return a.noticeVerdicts(ctx, handler.Notice) })

@@ -4,10 +4,12 @@ package registrytest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/registry"
 )
 
@@ -209,4 +212,31 @@ func (s *Server) leads(ctx context.Context) error {
 	}
 	_, err = c.View(ctx)
 	return err
+}
+
+// Lookup asks an agent's DNS, at ip:port, for the addresses of the nodes of a role, in
+// order. That there are none is no error.
+func Lookup(ctx context.Context, dns string, role cluster.Role) ([]string, error) {
+	addresses, err := resolver(dns).LookupHost(ctx, registry.DNSName(role)+".")
+	var problem *net.DNSError
+	if errors.As(err, &problem) && problem.IsNotFound {
+		return nil, nil
+	}
+	slices.Sort(addresses)
+	return addresses, err
+}
+
+// LookupPort asks for the port at which the one node of a role serves its database.
+func LookupPort(ctx context.Context, dns string, role cluster.Role) (port int, err error) {
+	_, list, err := resolver(dns).LookupSRV(ctx, "", "", registry.DNSName(role)+".")
+	if err != nil || len(list) != 1 {
+		return 0, fmt.Errorf("%d answers, not one: %w", len(list), err)
+	}
+	return int(list[0].Port), nil
+}
+
+func resolver(dns string) *net.Resolver {
+	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, network, dns)
+	}}
 }
