@@ -169,11 +169,8 @@ func (h *host) idle() {
 // member starts a cluster.
 func (h *host) member() {
 	h.t.Helper()
-	h.do("cp /usr/share/doc/understudy/examples/understudy.yaml /tmp/; echo 'services: {manager: systemd}' >/etc/understudy/understudy.yaml")
-	for _, unit := range packaging.Daemons() {
-		h.do("mkdir /etc/systemd/system/" + unit + ".d; printf '[Service]\nUser=root\nGroup=root\n' >/etc/systemd/system/" + unit + ".d/root.conf")
-	}
-	h.do("systemctl daemon-reload; understudy cluster start --cluster-node-name alpha --cluster-host-ip " + address)
+	h.do("echo 'services: {manager: systemd}' >/etc/understudy/understudy.yaml")
+	h.do("understudy cluster start --cluster-node-name alpha --cluster-host-ip " + address)
 	h.is("PostgreSQL's unit", h.do("systemctl show --property=Type --value "+postgres), "exec\n")
 }
 
@@ -228,27 +225,24 @@ func (h *host) refuses() {
 	}
 }
 
-// apart takes the cluster apart, as operations.md says, but for what a purge does.
+// apart takes the cluster apart. PostgreSQL runs as before there was one.
 func (h *host) apart() {
 	h.t.Helper()
-	h.do("systemctl disable --now " + strings.Join(packaging.Daemons(), " "))
-	h.sql(`select pg_drop_replication_slot(slot_name) from pg_replication_slots where starts_with(slot_name, 'understudy_')`)
-	h.do("systemctl stop " + postgres + `
-rm -r /etc/postgresql/15/main/conf.d/understudy*.conf /etc/postgresql/15/main/understudy
-rm -f /var/lib/postgresql/15/main.complete /var/lib/postgresql/15/main/standby.signal
-rm -r /etc/systemd/system/understudy-*.service.d
-mkdir -p /var/lib/understudy/divergence/one /var/lib/understudy/file-sync/versions/data/replaced
+	h.do(`mkdir -p /var/lib/understudy/divergence/one /var/lib/understudy/file-sync/versions/data/replaced
 echo rows >/var/lib/understudy/divergence/one/rows.jsonl
-echo file >/var/lib/understudy/file-sync/versions/data/replaced/file
-echo mine >/var/lib/understudy/somebody`)
+echo file >/var/lib/understudy/file-sync/versions/data/replaced/file`)
+	h.t.Log(h.do("understudy cluster teardown --yes"))
+	h.await("pg_isready --quiet")
+	h.is("PostgreSQL's unit", h.do("systemctl show --property=Type --value "+postgres), "forking\n")
+	h.sql("insert into kept values ('after the teardown')")
 }
 
-// purge: what is not to be had anywhere else is left, named, and PostgreSQL runs as
-// before there was a cluster.
+// purge: what is not to be had anywhere else is left, and named. PostgreSQL runs on.
 func (h *host) purge() {
 	h.t.Helper()
 	h.apt("remove", "understudy")
-	h.do("test ! -e /usr/lib/understudy; test -e /etc/logrotate.d/understudy; test -d /etc/understudy/cluster-ssl; test -e /var/lib/understudy/membership.json")
+	h.do("test ! -e /usr/lib/understudy; test -e /etc/logrotate.d/understudy; test -e /etc/understudy/understudy.yaml")
+	h.do("echo mine >/var/lib/understudy/somebody; echo stale >/var/lib/understudy/handler.json")
 	said := h.apt("purge", "understudy")
 	h.is("what is left", h.do(`find /var/lib/understudy -type f | sort; ls -d /etc/understudy /var/log/understudy /run/understudy /etc/logrotate.d/understudy /etc/systemd/system/*/understudy* 2>/dev/null || true`),
 		`/var/lib/understudy/divergence/one/rows.jsonl
@@ -260,11 +254,7 @@ func (h *host) purge() {
 			h.t.Errorf("purge does not say that it leaves %q:\n%s", left, said)
 		}
 	}
-	h.do("systemctl start " + postgres)
-	h.await("pg_isready --quiet")
-	h.is("PostgreSQL's unit", h.do("systemctl show --property=Type --value "+postgres), "forking\n")
-	h.sql("insert into kept values ('after the purge')")
-	h.is("the data", h.sql("select what from kept"), "before understudy\nafter the upgrade\nafter the purge\n")
+	h.is("the data", h.sql("select what from kept"), "before understudy\nafter the upgrade\nafter the teardown\n")
 }
 
 // withoutPostgres: a host on which PostgreSQL is not installed, as a runner, and then
