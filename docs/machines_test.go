@@ -117,7 +117,7 @@ func (h *machines) leastPrivilege(host string) {
 		"consul": "understudy-consul", "consul-watcher": "understudy", "check-runner": "understudy",
 		"file-sync": "understudy", "handler-runner": "understudy", "postgres-helper": "postgres",
 	} {
-		if got := h.script(host, "ps -o user:30= -p $(systemctl show --property=MainPID --value understudy-"+daemon+")"); strings.TrimSpace(got) != user {
+		if got := h.script(host, "stat --format=%U /proc/$(systemctl show --property=MainPID --value understudy-"+daemon+")"); strings.TrimSpace(got) != user {
 			h.t.Errorf("%s runs as %q, want %s", daemon, got, user)
 		}
 	}

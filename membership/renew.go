@@ -2,6 +2,7 @@ package membership
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 
@@ -46,21 +47,44 @@ func (r Renewal) Renew(ctx context.Context) (certs.Info, error) {
 		return certs.Info{}, fmt.Errorf("renew the certificate of %s: %w", n.Name, err)
 	}
 	own, _, err := d.Info()
+	if err == nil {
+		err = r.Use(ctx)
+	}
+	return own, err
+}
+
+// Use has everything on this node that does not look at the certificate's file by
+// itself take the certificate that is there. It may be repeated.
+func (r Renewal) Use(ctx context.Context) error {
+	own, _, err := r.Host.Certs.Info()
 	if err != nil {
-		return own, err
+		return err
 	}
 	var failed []error
 	if r.Postgres != nil {
 		failed = append(failed, r.Postgres(ctx))
 	}
-	failed = append(failed, r.Registry.ReloadAgent(ctx), r.Registry.UpdateNode(ctx, n.Name, func(n *cluster.Node) error {
+	n := r.Host.Record.Node.Name
+	failed = append(failed, r.reloadConsul(ctx), r.Registry.UpdateNode(ctx, n, func(n *cluster.Node) error {
 		n.Fingerprint = own.Fingerprint
 		return nil
 	}))
 	if err := errors.Join(failed...); err != nil {
-		return own, fmt.Errorf("the new certificate of %s is there, and not in use everywhere: %w; repeat the command", n.Name, err)
+		return fmt.Errorf("the new certificate of %s is there, and not in use everywhere: %w; repeat the command", n, err)
 	}
-	return own, nil
+	return nil
+}
+
+// reloadConsul has the agent read its certificate again. One whose certificate has
+// expired is believed by nobody, so that it is started again instead.
+func (r Renewal) reloadConsul(ctx context.Context) error {
+	err := r.Registry.ReloadAgent(ctx)
+	var refused *tls.CertificateVerificationError
+	if !errors.As(err, &refused) {
+		return err
+	}
+	units := r.Host.Units()
+	return errors.Join(units.Stop(ctx, consulUnit), units.Start(ctx, consulUnit))
 }
 
 // signed asks this node, or the managers one after the other, for the certificate.

@@ -40,7 +40,7 @@ func TestPolkitRule(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		`(?s)"notes-web.service": \[\s*"start",\s*"stop",\s*"kill"\s*\]`, `(?s)"understudy-consul.service": \[\s*"stop"\s*\]`, `(?s)"postgresql@15-main.service": \[`,
+		`(?s)"notes-web.service": \[\s*"start",\s*"stop",\s*"kill"\s*\]`, `(?s)"understudy-consul-watcher.service": \[\s*"stop"\s*\]`, `(?s)"postgresql@15-main.service": \[`,
 	} {
 		if !regexp.MustCompile(want).MatchString(rule) {
 			t.Errorf("%s is missing:\n%s", want, rule)

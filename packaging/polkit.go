@@ -6,14 +6,15 @@ import (
 )
 
 // PolkitRule is a rule for polkit by which the user understudy may start, stop and
-// kill these units, and stop those of understudy itself, which a node does that is
-// removed. Anything else that manage-units allows is refused. Names are whole, with
+// kill these units, stop those of understudy itself, which a node does that is
+// removed, and start Consul, whose certificate may have expired. Anything else that manage-units allows is refused. Names are whole, with
 // ".service".
 func PolkitRule(units []string) (string, error) {
 	may := map[string][]string{}
 	for _, u := range Daemons() {
 		may[u] = []string{"stop"}
 	}
+	may["understudy-consul.service"] = []string{"start", "stop"}
 	for _, u := range units {
 		may[u] = []string{"start", "stop", "kill"}
 	}

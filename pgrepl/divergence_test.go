@@ -226,7 +226,7 @@ func TestExportWithoutSlot(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(sum.Physical, "PG_VERSION")); err != nil {
 		t.Errorf("no copy: %v", err)
 	}
-	for path, mode := range map[string]os.FileMode{dir: 0o700, filepath.Join(dir, sum.ID): 0o700, filepath.Join(dir, sum.ID, "changes.jsonl"): 0o600} {
+	for path, mode := range map[string]os.FileMode{dir: 0o750, filepath.Join(dir, sum.ID): 0o750, filepath.Join(dir, sum.ID, "changes.jsonl"): 0o640} {
 		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != mode {
 			t.Errorf("%s: %v, %v", path, info.Mode(), err)
 		}

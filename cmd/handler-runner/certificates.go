@@ -31,11 +31,7 @@ func (c certificates) Sign(n cluster.Node, csr []byte) ([]byte, error) {
 func (c certificates) Renew(ctx context.Context) (any, error) { return c.renew(ctx) }
 
 func (c certificates) renew(ctx context.Context) (certs.Info, error) {
-	r := membership.Renewal{Host: c.host, Registry: c.reg, Peers: c.peers, View: c.handler.View}
-	if c.pg != nil {
-		r.Postgres = c.pg.InstallCertificates
-	}
-	info, err := r.Renew(ctx)
+	info, err := c.renewal().Renew(ctx)
 	if err == nil {
 		c.journal.Write(cluster.EventCertificate, c.handler.View().NextMaster.Epoch,
 			fmt.Sprintf("%s has a new certificate, valid until %s", c.host.Record.Node.Name, info.NotAfter.Format(time.DateOnly)), info)
@@ -43,23 +39,44 @@ func (c certificates) renew(ctx context.Context) (certs.Info, error) {
 	return info, err
 }
 
-// lookEvery is how often a daemon looks whether its certificate grows old.
-const lookEvery = time.Hour
+func (c certificates) renewal() membership.Renewal {
+	r := membership.Renewal{Host: c.host, Registry: c.reg, Peers: c.peers, View: c.handler.View}
+	if c.pg != nil {
+		r.Postgres = c.pg.InstallCertificates
+	}
+	return r
+}
 
-// keepFresh renews the node's certificate when two thirds of its life are over.
+const (
+	// lookEvery is how often a daemon looks whether its certificate grows old.
+	lookEvery = time.Hour
+	// renewAgain is when it tries again what did not work.
+	renewAgain = 10 * time.Second
+)
+
+// keepFresh renews the node's certificate when two thirds of its life are over, also
+// where it has expired while the host was off.
 func (c certificates) keepFresh(ctx context.Context) error {
+	unused := false // a new one is there, and not in use everywhere
 	for {
-		if d, err := c.describe(); err != nil {
-			c.host.Log.Error("certificate", "error", err)
-		} else if d.Own.Due(time.Now()) {
-			if _, err := c.renew(ctx); err != nil && ctx.Err() == nil {
-				c.host.Log.Error("certificate not renewed; it is tried again", "valid_until", d.Own.NotAfter, "error", err)
-			}
+		pause := lookEvery
+		d, err := c.describe()
+		switch {
+		case err == nil && d.Own.Due(time.Now()):
+			_, err = c.renew(ctx)
+			unused = err != nil
+		case err == nil && unused:
+			err = c.renewal().Use(ctx)
+			unused = err != nil
+		}
+		if err != nil && ctx.Err() == nil {
+			c.host.Log.Error("certificate not renewed; it is tried again", "valid_until", d.Own.NotAfter, "error", err)
+			pause = renewAgain
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(lookEvery):
+		case <-time.After(pause):
 		}
 	}
 }
