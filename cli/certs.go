@@ -12,6 +12,7 @@ import (
 	urfave "github.com/urfave/cli/v2"
 
 	"github.com/understudy-ha/understudy/certs"
+	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/membership"
 	"github.com/understudy-ha/understudy/node"
 )
@@ -141,17 +142,26 @@ func rotateCerts(c *urfave.Context) error {
 	return errors.Join(failed...)
 }
 
+// revive renews the certificate of this host without a word to anybody.
 func revive(ctx context.Context, c *urfave.Context) error {
 	h, err := node.OpenQuiet(c.String("root"))
 	if err != nil {
 		return err
 	}
-	if !h.Record.Member {
+	switch {
+	case !h.Record.Member:
 		return node.ErrNotMember
+	case h.Record.Node.Kind == cluster.Runner:
+		return fmt.Errorf("%s is a runner, and does not hold the key of the CA: remove it, and let it join again", h.Record.Node.Name)
 	}
-	now, err := membership.Revive(ctx, h)
+	pg, err := h.Postgres()
 	if err != nil {
-		return fmt.Errorf("revive %s: %w", h.Record.Node.Name, err)
+		return err
+	}
+	defer pg.Close()
+	now, err := membership.Renewal{Host: h, Uses: []func(context.Context) error{pg.InstallCertificates, membership.RestartConsul(h)}}.Renew(ctx)
+	if err != nil {
+		return err
 	}
 	fmt.Fprintf(out(c), "%s has a new certificate, valid until %s. Do the same on the other managers.\n", h.Record.Node.Name, now.NotAfter.Format(time.DateOnly))
 	return nil

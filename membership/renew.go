@@ -20,123 +20,110 @@ type Certificates struct {
 }
 
 // Renewal replaces the certificate of a node, while it and everything that uses it go
-// on running. The node's key stays.
+// on running. The node's key stays. The API, the connections of the daemons and
+// file-sync look at the certificate's file by themselves.
 type Renewal struct {
-	Host     *node.Host
-	Registry *registry.Client
-	Peers    *api.Client
-	View     func() cluster.View
-	// Postgres has PostgreSQL use the certificate; nil on a runner.
-	Postgres func(context.Context) error
+	Host *node.Host
+	// Sign has a certificate signed by another node; nil where this one is a manager,
+	// which holds the CA's key.
+	Sign func(ctx context.Context, csr []byte) ([]byte, error)
+	// Uses have what does not look by itself take the new certificate. They may be
+	// repeated.
+	Uses []func(context.Context) error
 }
 
-// Renew has a new certificate signed, by this node itself where it holds the CA's key,
-// and puts it to use: in the API and in the connections of all daemons at once, in
-// PostgreSQL and Consul by a reload. file-sync sees it by itself. It may be repeated.
+// Renew has a new certificate signed and puts it to use. It may be repeated.
 func (r Renewal) Renew(ctx context.Context) (certs.Info, error) {
-	n, d := r.Host.Record.Node, r.Host.Certs
-	cert, err := r.signed(ctx)
-	if err != nil {
-		return certs.Info{}, fmt.Errorf("renew the certificate of %s: %w", n.Name, err)
+	if err := r.install(ctx); err != nil {
+		return certs.Info{}, fmt.Errorf("renew the certificate of %s: %w", r.Host.Record.Node.Name, err)
 	}
-	ca, err := d.CA()
-	if err == nil {
-		err = d.Install(ca, cert)
-	}
-	if err != nil {
-		return certs.Info{}, fmt.Errorf("renew the certificate of %s: %w", n.Name, err)
-	}
-	own, _, err := d.Info()
+	own, _, err := r.Host.Certs.Info()
 	if err == nil {
 		err = r.Use(ctx)
 	}
 	return own, err
 }
 
-// Use has everything on this node that does not look at the certificate's file by
-// itself take the certificate that is there. It may be repeated.
-func (r Renewal) Use(ctx context.Context) error {
-	own, _, err := r.Host.Certs.Info()
+func (r Renewal) install(ctx context.Context) error {
+	n, d := r.Host.Record.Node, r.Host.Certs
+	csr, err := d.Request(n.Name, n.Address)
 	if err != nil {
 		return err
 	}
-	var failed []error
-	if r.Postgres != nil {
-		failed = append(failed, r.Postgres(ctx))
+	var cert []byte
+	if r.Sign != nil {
+		cert, err = r.Sign(ctx, csr)
+	} else {
+		cert, err = d.Sign(csr, n.Name, n.Address, n.Kind)
 	}
-	n := r.Host.Record.Node.Name
-	failed = append(failed, r.reloadConsul(ctx), r.Registry.UpdateNode(ctx, n, func(n *cluster.Node) error {
-		n.Fingerprint = own.Fingerprint
-		return nil
-	}))
+	if err != nil {
+		return err
+	}
+	ca, err := d.CA()
+	if err != nil {
+		return err
+	}
+	return d.Install(ca, cert)
+}
+
+// Use puts the certificate that is there to use.
+func (r Renewal) Use(ctx context.Context) error {
+	var failed []error
+	for _, use := range r.Uses {
+		failed = append(failed, use(ctx))
+	}
 	if err := errors.Join(failed...); err != nil {
-		return fmt.Errorf("the new certificate of %s is there, and not in use everywhere: %w; repeat the command", n, err)
+		return fmt.Errorf("the new certificate of %s is there, and not in use everywhere: %w; repeat the command", r.Host.Record.Node.Name, err)
 	}
 	return nil
 }
 
-// reloadConsul has the agent read its certificate again. One whose certificate has
+// SignedByManagers asks the managers of a view, one after the other.
+func SignedByManagers(peers *api.Client, view func() cluster.View) func(context.Context, []byte) ([]byte, error) {
+	return func(ctx context.Context, csr []byte) ([]byte, error) {
+		v, failed := view(), []error{errors.New("no manager has signed it")}
+		for _, name := range v.Managers() {
+			cert, err := peers.Sign(ctx, v.Nodes[name], csr)
+			if err == nil {
+				return cert, nil
+			}
+			failed = append(failed, err)
+		}
+		return nil, errors.Join(failed...)
+	}
+}
+
+// ReloadConsul has the agent read its certificate again. One whose certificate has
 // expired is believed by nobody, so that it is started again instead.
-func (r Renewal) reloadConsul(ctx context.Context) error {
-	err := r.Registry.ReloadAgent(ctx)
-	var refused *tls.CertificateVerificationError
-	if !errors.As(err, &refused) {
+func ReloadConsul(h *node.Host, reg *registry.Client) func(context.Context) error {
+	return func(ctx context.Context) error {
+		err := reg.ReloadAgent(ctx)
+		var refused *tls.CertificateVerificationError
+		if errors.As(err, &refused) {
+			return RestartConsul(h)(ctx)
+		}
 		return err
 	}
-	units := r.Host.Units()
-	return errors.Join(units.Stop(ctx, consulUnit), units.Start(ctx, consulUnit))
 }
 
-// signed asks this node, or the managers one after the other, for the certificate.
-func (r Renewal) signed(ctx context.Context) ([]byte, error) {
-	n := r.Host.Record.Node
-	csr, err := r.Host.Certs.Request(n.Name, n.Address)
-	if err != nil {
-		return nil, err
+// RestartConsul stops the agent and starts it.
+func RestartConsul(h *node.Host) func(context.Context) error {
+	return func(ctx context.Context) error {
+		units := h.Units()
+		return errors.Join(units.Stop(ctx, consulUnit), units.Start(ctx, consulUnit))
 	}
-	if n.Kind == cluster.Manager {
-		return r.Host.Certs.Sign(csr, n.Name, n.Address, n.Kind)
-	}
-	view := r.View()
-	failed := []error{errors.New("no manager has signed it")}
-	for _, name := range view.Managers() {
-		cert, err := r.Peers.Sign(ctx, view.Nodes[name], csr)
-		if err == nil {
-			return cert, nil
+}
+
+// RecordCertificate tells the cluster of the certificate that this node has.
+func RecordCertificate(h *node.Host, reg *registry.Client) func(context.Context) error {
+	return func(ctx context.Context) error {
+		own, _, err := h.Certs.Info()
+		if err != nil {
+			return err
 		}
-		failed = append(failed, err)
+		return reg.UpdateNode(ctx, h.Record.Node.Name, func(n *cluster.Node) error {
+			n.Fingerprint = own.Fingerprint
+			return nil
+		})
 	}
-	return nil, errors.Join(failed...)
-}
-
-// Revive is Renew for a manager whose certificate has expired, so that nobody talks to
-// it any more. It is run as root on that very host, and asks nobody: the CA's key is
-// there. Consul is restarted, PostgreSQL is not.
-func Revive(ctx context.Context, h *node.Host) (certs.Info, error) {
-	n, d := h.Record.Node, h.Certs
-	if n.Kind == cluster.Runner {
-		return certs.Info{}, errors.New("a runner does not hold the key of the CA: remove it, and let it join again")
-	}
-	cert, err := Renewal{Host: h}.signed(ctx)
-	if err != nil {
-		return certs.Info{}, err
-	}
-	ca, err := d.CA()
-	if err == nil {
-		err = d.Install(ca, cert)
-	}
-	if err != nil {
-		return certs.Info{}, err
-	}
-	pg, err := h.Postgres()
-	if err != nil {
-		return certs.Info{}, err
-	}
-	defer pg.Close()
-	units := h.Units()
-	if err := errors.Join(pg.InstallCertificates(ctx), units.Stop(ctx, consulUnit), units.Start(ctx, consulUnit)); err != nil {
-		return certs.Info{}, err
-	}
-	own, _, err := d.Info()
-	return own, err
 }

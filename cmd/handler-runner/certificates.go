@@ -40,9 +40,11 @@ func (c certificates) renew(ctx context.Context) (certs.Info, error) {
 }
 
 func (c certificates) renewal() membership.Renewal {
-	r := membership.Renewal{Host: c.host, Registry: c.reg, Peers: c.peers, View: c.handler.View}
-	if c.pg != nil {
-		r.Postgres = c.pg.InstallCertificates
+	r := membership.Renewal{Host: c.host, Uses: []func(context.Context) error{membership.ReloadConsul(c.host, c.reg), membership.RecordCertificate(c.host, c.reg)}}
+	if c.pg == nil { // a runner
+		r.Sign = membership.SignedByManagers(c.peers, c.handler.View)
+	} else {
+		r.Uses = append(r.Uses, c.pg.InstallCertificates)
 	}
 	return r
 }
