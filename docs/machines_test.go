@@ -125,7 +125,7 @@ func (h *machines) leastPrivilege(host string) {
 		"a unit of understudy.yaml":             {"sudo runuser -u understudy -- systemctl --no-ask-password start notes-web.service && echo done", "done"},
 		"another unit":                          {"sudo runuser -u understudy -- systemctl --no-ask-password restart dbus.service 2>&1 || true", "Access denied"},
 		"another verb":                          {"sudo runuser -u understudy -- systemctl --no-ask-password reload notes-web.service 2>&1 || true", "Access denied"},
-		"the unit files":                        {"sudo runuser -u understudy -- systemctl --no-ask-password enable notes-web.service 2>&1 || true", "Access denied"},
+		"the unit files":                        {"sudo runuser -u understudy -- systemctl --no-ask-password enable notes-web.service 2>&1 || true", "Failed to enable unit"},
 		"the helper, by another of the group":   {"sudo runuser -u understudy-consul -- curl --silent --show-error --unix-socket /run/understudy/postgres-helper.sock http://x 2>&1 || true", "connect"},
 		"the CA's key, by another of the group": {"sudo runuser -u understudy-consul -- cat /etc/understudy/cluster-ssl/ca.key 2>&1 || true", "Permission denied"},
 		"a daemon by hand, as the wrong user":   {"sudo runuser -u nobody -- /usr/lib/understudy/handler-runner 2>&1 || true", "permission denied"},
