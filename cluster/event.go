@@ -23,29 +23,28 @@ type Event struct {
 
 // The kinds of events, and what their Data is.
 const (
-	EventState      = "state"      // StateChange
-	EventLost       = "lost"       // Loss: the lock is free, told by each node that sees it
-	EventElected    = "elected"    // Election
-	EventBorrowed   = "borrowed"   // none: a node that could not be named has taken the WAL that it lacked
-	EventLock       = "lock"       // none
-	EventPromoted   = "promoted"   // Position: where the new timeline begins
-	EventWritable   = "writable"   // Quorum: who confirms commits
-	EventFollowing  = "following"  // Position: a standby streams from the active node
-	EventHandOver   = "handover"   // HandOver
-	EventFailback   = "failback"   // none
-	EventRewind     = "rewind"     // none
-	EventClone      = "clone"      // none
-	EventVerdict    = "verdict"    // VerdictReport: a node is cut off, or no longer
-	EventMinority   = "minority"   // VerdictReport: a node serves its part of the cluster
-	EventHeal       = "heal"       // whose database goes on
-	EventDivergence = "divergence" // summary of an export
-	EventPause      = "pause"      // none
-	EventResume     = "resume"     // none
-	EventOptions    = "options"    // []OptionChange
-	EventJoined     = "joined"     // Node
-	// EventCertificate: a node has a new one. Its description.
-	EventCertificate = "certificate"
-	EventRemoved     = "removed" // none
+	EventState       = "state"       // StateChange
+	EventLost        = "lost"        // Loss: the lock is free, told by each node that sees it
+	EventElected     = "elected"     // Election
+	EventBorrowed    = "borrowed"    // none: a node that could not be named has taken the WAL that it lacked
+	EventLock        = "lock"        // none
+	EventPromoted    = "promoted"    // Position: where the new timeline begins
+	EventWritable    = "writable"    // Quorum: who confirms commits
+	EventFollowing   = "following"   // Position: a standby streams from the active node
+	EventHandOver    = "handover"    // HandOver
+	EventFailback    = "failback"    // none
+	EventRewind      = "rewind"      // none
+	EventClone       = "clone"       // none
+	EventVerdict     = "verdict"     // VerdictReport: a node is cut off, or no longer
+	EventMinority    = "minority"    // VerdictReport: a node serves its part of the cluster
+	EventHeal        = "heal"        // whose database goes on
+	EventDivergence  = "divergence"  // summary of an export
+	EventPause       = "pause"       // none
+	EventResume      = "resume"      // none
+	EventOptions     = "options"     // []OptionChange
+	EventJoined      = "joined"      // Node
+	EventCertificate = "certificate" // description of a node's new one
+	EventRemoved     = "removed"     // none
 )
 
 // StateChange is the Data of EventState.

@@ -42,13 +42,8 @@ func (r Removal) Remove(ctx context.Context, view cluster.View, name string, sho
 	if !member { // the tombstone is there
 		steps = steps[3:]
 	}
-	for _, s := range steps {
-		show(s.name, false, nil)
-		err := s.do(ctx)
-		show(s.name, true, err)
-		if err != nil {
-			return fmt.Errorf("remove %s: %s: %w", name, s.name, err)
-		}
+	if err := inTurn(ctx, steps, show); err != nil {
+		return fmt.Errorf("remove %s: %w", name, err)
 	}
 	return nil
 }

@@ -59,6 +59,19 @@ func run(ctx context.Context, h *node.Host, steps []step, show Progress) error {
 	return h.Record.Save(h.Layout.Membership())
 }
 
+// inTurn does steps of which no record is kept: all of them, each time.
+func inTurn(ctx context.Context, steps []step, show Progress) error {
+	for _, s := range steps {
+		show(s.name, false, nil)
+		err := s.do(ctx)
+		show(s.name, true, err)
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	return nil
+}
+
 // Request is what an operator asked for. Empty fields have defaults.
 type Request struct {
 	Name    string       // default: made of the address

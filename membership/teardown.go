@@ -45,17 +45,12 @@ func Teardown(ctx context.Context, h *node.Host, force bool, show Progress) (lef
 			return nil, err
 		}
 	}
-	for _, s := range []step{
+	if err := inTurn(ctx, []step{
 		{"stop the daemons", func(ctx context.Context) error { return stopDaemons(ctx, h) }},
 		{"give PostgreSQL back", func(ctx context.Context) error { return giveBack(ctx, h) }},
 		{"remove what is understudy's", func(context.Context) error { return sweep(h) }},
-	} {
-		show(s.name, false, nil)
-		err := s.do(ctx)
-		show(s.name, true, err)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", s.name, err)
-		}
+	}, show); err != nil {
+		return nil, err
 	}
 	left = kept(h)
 	if rec.Node.Kind == cluster.Manager && !rec.Removed {
@@ -82,14 +77,11 @@ func mayTearDown(ctx context.Context, h *node.Host, force bool) error {
 	if err != nil {
 		return fmt.Errorf("ask who else is a member: %w; where the other hosts are lost for good, --force does without an answer", err)
 	}
-	if others := without(slices.Sorted(maps.Keys(view.Nodes)), h.Record.Node.Name); len(others) > 0 {
+	delete(view.Nodes, h.Record.Node.Name)
+	if others := slices.Sorted(maps.Keys(view.Nodes)); len(others) > 0 {
 		return fmt.Errorf("%w: %s; 'understudy cluster nodes remove NAME' takes each out", ErrNotLast, strings.Join(others, ", "))
 	}
 	return nil
-}
-
-func without(names []string, name string) []string {
-	return slices.DeleteFunc(names, func(n string) bool { return n == name })
 }
 
 // stopDaemons stops and disables them. The dead man's switch of consul-watcher comes
@@ -144,7 +136,7 @@ func sweep(h *node.Host) error {
 	for _, old := range []string{
 		l.SSL, l.ConsulData(), l.ConsulConfig(), l.Handler(), l.Handler() + ".spare", l.Known(), l.Members(), l.Removed(), l.Polkit(),
 		filepath.Join(l.FileSync(), "index"), filepath.Join(l.FileSync(), "folders"), filepath.Join(l.FileSync(), "ignores"), filepath.Join(l.FileSync(), "peers.json"),
-		l.Verdict(), l.Files(), l.Storage(), l.Lease(), l.Helper(),
+		l.Verdict(), l.Files(), l.Storage(), l.Lease(), // the helper's socket is systemd's
 	} {
 		if err := os.RemoveAll(old); err != nil {
 			return fmt.Errorf("delete %s: %w", old, err)

@@ -48,16 +48,13 @@ func (j journald) Handle(_ context.Context, r slog.Record) error {
 	r.Attrs(func(a slog.Attr) bool {
 		a.Key = j.prefix + a.Key
 		note(a)
-		if _, known := shown[a.Key]; !known { // those that the unit and the message tell already
+		if a.Key != "event" { // which the message tells
 			text += fmt.Sprintf(" %s=%q", a.Key, a.Value.Resolve().String())
 		}
 		return true
 	})
 	return journal.Send(text, priority(r.Level), fields)
 }
-
-// shown are the attributes that a reader of the journal finds in its fields only.
-var shown = map[string]bool{"event": true}
 
 // fieldName makes a name of a field as journald wants it: upper-case letters, digits
 // and underscores, and a letter first. MESSAGE is the text's.
