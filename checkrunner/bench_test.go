@@ -26,15 +26,22 @@ type agent struct {
 	down       error
 	registered []map[cluster.Check]time.Duration
 	posts      map[cluster.Check][]post
+	untold     bool // until registered again
 }
 
 func (a *agent) Register(_ context.Context, ttls map[cluster.Check]time.Duration) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.down == nil {
-		a.registered = append(a.registered, maps.Clone(ttls))
+		a.registered, a.untold = append(a.registered, maps.Clone(ttls)), false
 	}
 	return a.down
+}
+
+func (a *agent) Told(context.Context) (bool, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return !a.untold, a.down
 }
 
 func (a *agent) Post(_ context.Context, c cluster.Check, ok bool, output string) error {

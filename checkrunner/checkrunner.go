@@ -16,8 +16,10 @@ import (
 // Poster keeps the TTL checks of this node in the local Consul agent.
 type Poster interface {
 	// Register makes each check exist with its TTL. A check that exists keeps
-	// its present state.
+	// its present state. The agent tells Consul's servers of all of them.
 	Register(ctx context.Context, ttls map[cluster.Check]time.Duration) error
+	// Told says whether the servers have the checks as the agent has them.
+	Told(ctx context.Context) (bool, error)
 	// Post renews a check as passing, or fails it at once.
 	Post(ctx context.Context, check cluster.Check, ok bool, output string) error
 }
@@ -132,6 +134,7 @@ func Run(ctx context.Context, o Options) error {
 	if o.Kind == cluster.Manager {
 		all.Go(func() { r.hold(ctx) })
 	}
+	all.Go(func() { r.settle(ctx) })
 	if events, ok := o.Units.(UnitEvents); ok {
 		all.Go(func() { r.listen(ctx, events) })
 	}
@@ -232,8 +235,8 @@ func sameLeader(a, b cluster.Leader) bool {
 	return a.Node == b.Node && a.Epoch == b.Epoch && a.Held == b.Held && a.Ready == b.Ready
 }
 
-// register keeps the checks registered: at first, when a TTL changes, and when
-// a post has failed, because the agent may have lost them.
+// register keeps the checks registered: at first, when a TTL changes, when a post has
+// failed, because the agent may have lost them, and when the servers have not been told.
 func (r *runner) register(ctx context.Context, first chan struct{}) {
 	for ctx.Err() == nil {
 		ttls := map[cluster.Check]time.Duration{}
@@ -255,6 +258,28 @@ func (r *runner) register(ctx context.Context, first chan struct{}) {
 		select {
 		case <-ctx.Done():
 		case <-r.again:
+		}
+	}
+}
+
+// settle sees to it that the servers learn what the agent knows. One look that finds
+// a difference may have come in between a post and its way to the servers.
+func (r *runner) settle(ctx context.Context) {
+	untold := false
+	for ctx.Err() == nil {
+		every := settleEvery
+		if untold {
+			every = settleAgain
+		}
+		pause(ctx, nil, every)
+		call, cancel := context.WithTimeout(ctx, postLimit)
+		told, err := r.Poster.Told(call)
+		cancel()
+		again := untold
+		untold = err == nil && !told
+		if again && untold {
+			r.Logger.Info("the servers have not been told of a check; registering again")
+			signal(r.again)
 		}
 	}
 }

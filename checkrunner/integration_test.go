@@ -21,7 +21,12 @@ import (
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 
 // consul gives check-runner what it needs of a real registry.
-type consul struct{ *registry.Client }
+type consul struct {
+	*registry.Client
+	node string
+}
+
+func (c consul) Told(ctx context.Context) (bool, error) { return c.Client.Told(ctx, c.node) }
 
 func (c consul) Register(ctx context.Context, ttls map[cluster.Check]time.Duration) error {
 	return c.RegisterChecks(ctx, ttls)
@@ -93,7 +98,7 @@ func TestDeathOfTheDatabase(t *testing.T) {
 
 	stop := run(ctx, t, checkrunner.Options{
 		Node: name, Kind: cluster.Manager, Always: []string{"web.service"},
-		Poster: consul{client}, Views: consul{client}, Database: postgres{database}, Units: noUnits{},
+		Poster: consul{client, name}, Views: consul{client, name}, Database: postgres{database}, Units: noUnits{},
 		Files:   func() (cluster.FilesReport, error) { return cluster.FilesReport{Sending: true, At: time.Now()}, nil },
 		Disk:    database.Probe,
 		Storage: func(cluster.StorageReport) error { return nil },

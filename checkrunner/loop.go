@@ -10,12 +10,14 @@ import (
 )
 
 const (
-	retryEvery = time.Second            // a registry or unit manager that cannot be reached
-	retrySoon  = 100 * time.Millisecond // the connection to the database
-	heldWell   = time.Second            // a connection that lasted this long was a good one
-	postLimit  = 2 * time.Second        // one call of the local agent
-	probeSoon  = 150 * time.Millisecond // between measurements while a check does not pass
-	soonFor    = time.Minute            // how long after the last good one that goes on
+	retryEvery  = time.Second            // a registry or unit manager that cannot be reached
+	retrySoon   = 100 * time.Millisecond // the connection to the database
+	heldWell    = time.Second            // a connection that lasted this long was a good one
+	postLimit   = 2 * time.Second        // one call of the local agent
+	settleEvery = 5 * time.Second        // between looks at what the servers have
+	settleAgain = time.Second            // where it was not what the agent has
+	probeSoon   = 150 * time.Millisecond // between measurements while a check does not pass
+	soonFor     = time.Minute            // how long after the last good one that goes on
 
 	// An agent that comes back has every check for failed until it hears of it, and
 	// tells the servers so as soon as they have a leader. That would end the session of

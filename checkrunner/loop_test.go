@@ -40,6 +40,24 @@ func TestHealthyNode(t *testing.T) {
 	})
 }
 
+// The servers have not been told of a check that nothing happens to any more.
+func TestServersWereNotTold(t *testing.T) {
+	during(t, asIs, func(b *bench) {
+		wait(10 * time.Second)
+		b.agent.mu.Lock()
+		b.agent.untold = true
+		b.agent.mu.Unlock()
+		wait(settleEvery + settleAgain)
+		if told, _ := b.agent.Told(t.Context()); !told {
+			t.Error("nobody had the agent tell them")
+		}
+		wait(time.Minute)
+		if n := len(b.agent.registered); n != 2 {
+			t.Errorf("registered %d times, want twice", n)
+		}
+	})
+}
+
 // The connection to the database breaks between two ticks: port and answer fail
 // in the same instant of the bubble's clock, and pass soon after it is back.
 func TestLostConnectionIsNoticedAtOnce(t *testing.T) {

@@ -34,12 +34,25 @@ func (h *Handler) spared() bool {
 	return h.durable.State == cluster.Maintenance && h.durable.Paused && h.db.Primary == cluster.Yes && !other && h.durable.Promise <= h.durable.Tried
 }
 
-// retake has the lease go on when it was lost while the cluster was paused.
+// retake has the lease go on when it was lost while the cluster was paused. The
+// session may have outlived it, where the view in which the lock is free is late: the
+// lock is then not given back, with PostgreSQL open.
 func (h *Handler) retake(ctx context.Context) error {
-	h.tenure.end(ctx)
-	asked := time.Now()
 	_, d, _ := h.snapshot()
-	lease, err := h.relock(ctx, d.Tried)
+	asked := time.Now()
+	lease := h.tenure.held()
+	err := ErrSessionGone
+	if lease != nil {
+		err = lease.Renew(ctx)
+	}
+	switch {
+	case err == nil:
+		h.tenure.leave()
+	case errors.Is(err, ErrSessionGone):
+		h.tenure.end(ctx)
+		asked = time.Now()
+		lease, err = h.relock(ctx, d.Tried)
+	}
 	if err != nil {
 		return err
 	}

@@ -83,6 +83,34 @@ func (c *Client) post(ctx context.Context, id string, ok bool, output string) er
 	return failed("post check "+id, err)
 }
 
+// Told says whether Consul's servers have every check of this node as the local agent
+// has it. An agent that could not tell them of a change, because they had no leader,
+// does so only at its next full synchronisation, after one to two minutes (nextFSMState
+// in Consul's agent/ae/ae.go). To register the checks again has it tell them at once.
+// The error wraps ErrNoLeader where there is none.
+func (c *Client) Told(ctx context.Context, node string) (bool, error) {
+	ctx, cancel := c.bound(ctx)
+	defer cancel()
+	told, _, err := c.api.Health().Node(node, consistent(ctx))
+	if err != nil {
+		return false, failed("read the checks of "+node, err)
+	}
+	known, err := c.api.Agent().ChecksWithFilterOpts("", (&api.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return false, failed("read the agent's checks", err)
+	}
+	status := map[string]string{}
+	for _, check := range told {
+		status[check.CheckID] = check.Status
+	}
+	for id, check := range known {
+		if status[id] != check.Status {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
 // Health returns the checks of every node in Consul by node and by name: those
 // of cluster.Checks, and SerfHealth.
 func (c *Client) Health(ctx context.Context) (map[string]map[string]CheckState, error) {

@@ -184,6 +184,28 @@ func testChecks(t *testing.T, f *fixture) {
 		t.Errorf("registering again changed the state: %+v", h)
 	}
 
+	// The servers have it otherwise than the agent, which takes them for told.
+	node := f.server.Config.Name
+	told := func(wanted bool) func() bool {
+		return func() bool { got, err := f.Told(ctx, node); return err == nil && got == wanted }
+	}
+	await(t, "all is told", told(true))
+	_, err := f.raw.Catalog().Register(&api.CatalogRegistration{Node: node, Address: f.server.Config.Address, SkipNodeUpdate: true,
+		Check: &api.AgentCheck{Node: node, CheckID: cluster.CheckAnswer.ID(), Name: string(cluster.CheckAnswer), ServiceID: cluster.ServiceID, Status: api.HealthCritical}}, nil)
+	check(t, err)
+	if !told(false)() || f.health(t)["postgres-answer"].OK {
+		t.Errorf("the servers have %+v", f.health(t))
+	}
+	check(t, f.Post(ctx, cluster.CheckAnswer, true, "as before"))
+	if !told(false)() {
+		t.Error("a post that is the same as the last was told")
+	}
+	f.checks(t)
+	await(t, "registering again tells them", told(true))
+	if !f.health(t)["postgres-answer"].OK {
+		t.Error("the check does not pass")
+	}
+
 	// A check that nobody posts for fails by its TTL.
 	check(t, f.RegisterChecks(ctx, map[cluster.Check]time.Duration{cluster.CheckAnswer: time.Second}))
 	await(t, "the TTL ends", func() bool { return !f.health(t)["postgres-answer"].OK })

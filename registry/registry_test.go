@@ -17,8 +17,9 @@ import (
 )
 
 // deadline bounds every wait of these tests; nothing is asserted about how much
-// of it is used.
-const deadline = 30 * time.Second
+// of it is used. An agent whose first synchronisation finds no leader tries again
+// after 15 to 30 s (retryFailIntv in Consul's agent/ae/ae.go).
+const deadline = time.Minute
 
 // TestRegistry runs all that one server can show on one server, which is
 // emptied in between.

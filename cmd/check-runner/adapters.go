@@ -23,6 +23,10 @@ func (c consul) Register(ctx context.Context, ttls map[cluster.Check]time.Durati
 	return c.RegisterChecks(ctx, ttls)
 }
 
+func (c consul) Told(ctx context.Context) (bool, error) {
+	return c.Client.Told(ctx, c.host.Record.Node.Name)
+}
+
 func (c consul) Watch(ctx context.Context, changed func(cluster.View)) error {
 	return c.Client.Watch(ctx, func(v cluster.View) {
 		if err := node.SameCluster(c.host.Record, v); err != nil {
