@@ -13,7 +13,7 @@ export PATH := $(BIN):$(PATH)
 
 PROGRAMS := understudy check-runner handler-runner consul-watcher file-sync postgres-helper
 
-.PHONY: help setup build package test lint vet sim sim-mutants demo bench bench-rejoin chaos clean
+.PHONY: help setup build package test e2e lab vet sim sim-mutants demo bench bench-rejoin chaos clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,10 +30,19 @@ package: ## a .deb and a .rpm with all that a host needs beside PostgreSQL, Cons
 	@began=$$SECONDS; rm -rf $(DIST)/bin; for p in $(PROGRAMS); do CGO_ENABLED=0 $(BUILD) -o $(DIST)/bin/$$p ./cmd/$$p || exit 1; done; \
 	packaging/package $(DIST) $(VERSION) && echo "packed $(VERSION) ($$((SECONDS-began)) s)"
 
-test: build vet ## all tests, with the race detector; PACKAGES=./config/... for some; and the simulator without, on 2,000 seeds of 3, of 5 and of 2 nodes
+test: build vet ## all tests but those of "make e2e", with the race detector; PACKAGES=./config/... for some; and the simulator without, on 2,000 seeds of 3, of 5 and of 2 nodes
 	@packaging/setup test
-	$(GO) test -tags $(TAGS) -race -timeout 20m $(PACKAGES)
+	$(GO) test -tags $(TAGS) -race -timeout 20m $$($(GO) list -tags $(TAGS) $(PACKAGES) | grep -v /hosts$$)
 	@if [ "$(PACKAGES)" = ./... ]; then for n in 3 5; do $(MAKE) --no-print-directory sim SEEDS=2000 NODES=$$n || exit 1; done; fi
+
+e2e: build ## the life of a cluster on whole machines, from git clone to purge, with what its clients saw (as root)
+	@packaging/setup test
+	$(GO) test -tags $(TAGS) -v -count=1 -timeout 35m ./hosts -report $(BIN)/e2e.txt
+	@cat $(BIN)/e2e.txt
+
+lab: build ## three whole Debian machines with a cluster and a load balancer, to play with until Ctrl-C (as root)
+	@packaging/setup test
+	@$(GO) run -tags $(TAGS) ./lab/play
 
 FIRST ?= 1
 SEEDS ?= 2000

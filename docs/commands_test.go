@@ -28,8 +28,8 @@ func TestCommandsExist(t *testing.T) {
 	}
 	for _, file := range documents {
 		for _, b := range blocks(t, file) {
-			if b.lang == langRun || b.lang == langHost {
-				check(b.where, b.text)
+			if b.Lang == LangRun || b.Lang == LangHost {
+				check(b.Where, b.Text)
 			}
 		}
 		for _, s := range spans(t, file) {

@@ -175,7 +175,7 @@ func optionTable() string {
 func haproxySample() string {
 	d := config.Defaults()
 	c := haproxy.Config{Cluster: "1a68782f7081dced", Bind: "*", Ports: []haproxy.Port{{Bind: 80, Node: 8080}}, Postgres: d.Postgres.Port, ReadOnly: d.Postgres.Port + 1}
-	for i, name := range members {
+	for i, name := range Members {
 		c.Nodes = append(c.Nodes, cluster.Node{Name: name, Address: fmt.Sprintf("10.0.0.%d", i+1),
 			Ports: cluster.Ports{API: d.APIPort(), Status: d.StatusPort(), Postgres: d.Postgres.Port}})
 	}

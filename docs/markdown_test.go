@@ -1,7 +1,6 @@
 package docs
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -11,20 +10,6 @@ import (
 
 // documents are all that is checked, by their path from here.
 var documents = []string{"../README.md", "architecture.md", "operations.md", "reliability.md"}
-
-// block is a fenced block of a document.
-type block struct {
-	where string            // document:line
-	lang  string            // first word after the fence
-	attrs map[string]string // the others, as in on=alpha
-	text  string
-}
-
-// Languages of blocks with command lines.
-const (
-	langRun  = "sh"   // run by TestTour and TestHosts, and for hosts by TestMachines too
-	langHost = "bash" // run by TestMachines alone: only a whole machine will do
-)
 
 func read(t *testing.T, file string) string {
 	t.Helper()
@@ -36,33 +21,11 @@ func read(t *testing.T, file string) string {
 }
 
 // blocks returns the fenced blocks of a document, in their order.
-func blocks(t *testing.T, file string) (list []block) {
+func blocks(t *testing.T, file string) []Block {
 	t.Helper()
-	var open *block
-	n := 0
-	for line := range strings.Lines(read(t, file)) {
-		n++
-		fence, isFence := strings.CutPrefix(strings.TrimSpace(line), "```")
-		switch {
-		case isFence && open == nil:
-			words := strings.Fields(fence)
-			if len(words) == 0 {
-				t.Fatalf("%s:%d: a block without a language", file, n)
-			}
-			open = &block{where: fmt.Sprintf("%s:%d", filepath.Base(file), n), lang: words[0], attrs: map[string]string{}}
-			for _, w := range words[1:] {
-				k, v, _ := strings.Cut(w, "=")
-				open.attrs[k] = v
-			}
-		case isFence:
-			list = append(list, *open)
-			open = nil
-		case open != nil:
-			open.text += line
-		}
-	}
-	if open != nil {
-		t.Fatalf("%s: the block is not closed", open.where)
+	list, err := Blocks(file)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return list
 }

@@ -70,15 +70,15 @@ func testsOf(t *testing.T, where string) string {
 // second, and does not keep sessions with a node that is active no more (trap 56).
 func TestLoadBalancerIsQuick(t *testing.T) {
 	for _, b := range blocks(t, "operations.md") {
-		if b.lang != "haproxy" {
+		if b.Lang != "haproxy" {
 			continue
 		}
-		for _, word := range []string{"uri /status?mode=majority", "inter 300ms fall 2 rise 1", "on-marked-down shutdown-sessions", "server alpha 10.0.0.1:8008 check"} {
-			if !strings.Contains(b.text, word) {
-				t.Errorf("%s: no %q", b.where, word)
+		for _, word := range []string{"uri /status?mode=majority", "inter 300ms fastinter 100ms downinter 100ms fall 2 rise 1", "timeout connect 300ms", "on-marked-down shutdown-sessions", "server alpha 10.0.0.1:8008 check"} {
+			if !strings.Contains(b.Text, word) {
+				t.Errorf("%s: no %q", b.Where, word)
 			}
 		}
-		haproxytest.Check(t, b.text)
+		haproxytest.Check(t, b.Text)
 		return
 	}
 	t.Error("no configuration of HAProxy is shown")

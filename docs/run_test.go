@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -34,7 +33,7 @@ func TestTour(t *testing.T) {
 	))
 	for _, file := range documents {
 		for _, b := range blocks(t, file) {
-			if b.lang == langRun && (b.attrs["on"] == "" || b.attrs["on"] == "dev") {
+			if b.Lang == LangRun && (b.Attrs["on"] == "" || b.Attrs["on"] == "dev") {
 				s.run(b)
 			}
 		}
@@ -49,12 +48,12 @@ func TestHosts(t *testing.T) {
 	t.Parallel()
 	s := newSession(t, "hosts", "127.50.1.21", strings.NewReplacer("10.0.0.1", "127.50.1.21", "10.0.0.2", "127.50.1.22", "10.0.0.3", "127.50.1.23", "10.0.0.4", "127.50.1.24"))
 	s.install([]string{"alpha", "beta", "gamma"}, "delta")
-	var run, again []block
+	var run, again []Block
 	for _, file := range documents {
 		for _, b := range blocks(t, file) {
-			_, repeated := b.attrs["again"]
+			_, repeated := b.Attrs["again"]
 			switch {
-			case b.lang != langRun || b.attrs["on"] == "" || b.attrs["on"] == "dev":
+			case b.Lang != LangRun || b.Attrs["on"] == "" || b.Attrs["on"] == "dev":
 			case repeated:
 				again = append(again, b)
 			default:
@@ -67,9 +66,9 @@ func TestHosts(t *testing.T) {
 	}
 	s.atLeast(10)
 	for _, b := range again {
-		for line := range strings.Lines(b.text) {
-			if !slices.ContainsFunc(run, func(r block) bool { return r.attrs["on"] == b.attrs["on"] && strings.Contains(r.text, line) }) {
-				t.Errorf("%s: no block that is run has the line %q", b.where, line)
+		for line := range strings.Lines(b.Text) {
+			if !slices.ContainsFunc(run, func(r Block) bool { return r.Attrs["on"] == b.Attrs["on"] && strings.Contains(r.Text, line) }) {
+				t.Errorf("%s: no block that is run has the line %q", b.Where, line)
 			}
 		}
 	}
@@ -80,16 +79,16 @@ func TestConfiguration(t *testing.T) {
 	found := 0
 	for _, file := range documents {
 		for _, b := range blocks(t, file) {
-			if b.lang != "yaml" {
+			if b.Lang != "yaml" {
 				continue
 			}
 			found++
 			root := t.TempDir()
-			if err := statefile.WriteText(prepared(t, config.Paths(root).Config), []byte(b.text), 0o644); err != nil {
+			if err := statefile.WriteText(prepared(t, config.Paths(root).Config), []byte(b.Text), 0o644); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := config.Load(root); err != nil {
-				t.Errorf("%s: %v", b.where, err)
+				t.Errorf("%s: %v", b.Where, err)
 			}
 		}
 	}
@@ -113,8 +112,7 @@ type session struct {
 	cluster string // the cluster's folder
 	adapt   *strings.Replacer
 	exports string // what earlier blocks have exported
-	token   string // the last join token that was printed
-	tokenID string // the last open one that was listed
+	copied  Clipboard
 	ran     int
 }
 
@@ -218,16 +216,16 @@ func (s *session) install(managers []string, runners ...string) {
 }
 
 // run runs a block as a script. A block for a named host acts as on that host.
-func (s *session) run(b block) {
+func (s *session) run(b Block) {
 	s.t.Helper()
-	if _, root := b.attrs["root"]; root && os.Geteuid() != 0 {
-		s.t.Logf("%s: left out, because it needs root", b.where)
+	if _, root := b.Attrs["root"]; root && os.Geteuid() != 0 {
+		s.t.Logf("%s: left out, because it needs root", b.Where)
 		return
 	}
-	text := strings.ReplaceAll(s.adapt.Replace(b.text), tourDir, s.cluster)
-	text = strings.NewReplacer("sudo ", "", "TOKEN_ID", s.tokenID, "TOKEN", s.token).Replace(text)
+	text := strings.ReplaceAll(s.adapt.Replace(b.Text), tourDir, s.cluster)
+	text = s.copied.Paste(strings.ReplaceAll(text, "sudo ", ""))
 	setup := "set -euo pipefail\n" + s.exports
-	if host := b.attrs["on"]; host != "" && host != "dev" {
+	if host := b.Attrs["on"]; host != "" && host != "dev" {
 		root := filepath.Join(s.cluster, host)
 		setup += "export UNDERSTUDY_ROOT=" + root + " PATH=$PWD/bin:$PATH\n"
 		for _, top := range []string{"/etc/understudy", "/var/lib/understudy", "/var/log/understudy", "/run/understudy"} {
@@ -235,16 +233,16 @@ func (s *session) run(b block) {
 		}
 	}
 	out, err := s.script(setup + text)
-	s.t.Logf("%s\n%s%s", b.where, text, out)
+	s.t.Logf("%s\n%s%s", b.Where, text, out)
 	if err != nil {
-		s.t.Fatalf("%s: %v", b.where, err)
+		s.t.Fatalf("%s: %v", b.Where, err)
 	}
 	for line := range strings.Lines(text) {
 		if strings.HasPrefix(line, "export ") {
 			s.exports += line
 		}
 	}
-	s.note(out)
+	s.copied.Copy(out)
 	s.ran++
 	s.settle()
 }
@@ -277,21 +275,6 @@ func (s *session) script(text string) (string, error) {
 		return "", readErr
 	}
 	return out.String(), err
-}
-
-var (
-	tokenWord = regexp.MustCompile(`(?m)^[a-z2-7]{98,}$`)
-	openToken = regexp.MustCompile(`(?m)^([0-9a-f]{16}) .* open$`)
-)
-
-// note keeps what a person would copy from the output for later commands.
-func (s *session) note(out string) {
-	if w := tokenWord.FindString(out); w != "" {
-		s.token = w
-	}
-	if m := openToken.FindStringSubmatch(out); m != nil {
-		s.tokenID = m[1]
-	}
 }
 
 // settleWithin bounds how long the cluster may take to be whole again between

@@ -204,6 +204,20 @@ func (m *Machine) Run(ctx context.Context, user string, argv ...string) (string,
 	return run(ctx, "run on "+m.Name, append(in, argv...)...)
 }
 
+// Network runs a command of this host, such as nft, in the machine's network.
+func (m *Machine) Network(ctx context.Context, argv ...string) error {
+	if m.leader == 0 {
+		return fmt.Errorf("run %s in the network of %s: %w", argv[0], m.Name, ErrOff)
+	}
+	_, err := run(ctx, argv[0]+" in the network of "+m.Name, append([]string{"nsenter", "--target", strconv.Itoa(m.leader), "--net", "--"}, argv...)...)
+	return err
+}
+
+// Shell is a command line for root of this host that opens a shell in the machine.
+func (m *Machine) Shell() []string {
+	return []string{"nsenter", "--target", strconv.Itoa(m.leader), "--all", "--wd=/root", "--", "/bin/bash", "--login"}
+}
+
 // PowerOff shuts the machine down in order and waits for its end.
 func (m *Machine) PowerOff(ctx context.Context) error {
 	if m.leader == 0 {

@@ -82,7 +82,8 @@ func awaitOther(ctx context.Context, d certs.Dir, is []byte) {
 const announceAgain = 2 * time.Second
 
 // announce tells the others by which device id this node is known, which follows
-// from its certificate. It goes on until the registry has it.
+// from its certificate, and which version of understudy it runs, which an upgrade
+// changes. It goes on until the registry has it.
 func announce(ctx context.Context, h *node.Host, reg *registry.Client) {
 	text, err := h.Certs.Cert()
 	if err != nil {
@@ -96,7 +97,7 @@ func announce(ctx context.Context, h *node.Host, reg *registry.Client) {
 	}
 	for ctx.Err() == nil {
 		err := reg.UpdateNode(ctx, h.Record.Node.Name, func(n *cluster.Node) error {
-			n.DeviceID = id
+			n.DeviceID, n.Version = id, node.Version
 			return nil
 		})
 		if err == nil {

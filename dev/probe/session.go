@@ -24,7 +24,11 @@ type FinderOptions struct {
 	Targets []Target
 	Connect time.Duration // an attempt to connect that takes longer is given up; 0: 150 ms
 	Pause   time.Duration // between two attempts at a node that took no writes; 0: 5 ms
+	Dial    Dial          // nil: as this process is connected
 }
+
+// Dial opens a connection, as net.Dialer.DialContext does.
+type Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
 // Finder finds the node that takes writes. It may be used by several at once.
 type Finder struct {
@@ -46,6 +50,9 @@ func NewFinder(o FinderOptions) (*Finder, error) {
 	}
 	if o.Pause == 0 {
 		o.Pause = 5 * time.Millisecond
+	}
+	if o.Dial == nil {
+		o.Dial = new(net.Dialer).DialContext
 	}
 	f := &Finder{opts: o}
 	for _, t := range o.Targets {
@@ -114,7 +121,7 @@ func (f *Finder) connect(ctx context.Context, n node) (*Session, error) {
 		if dialled.Swap(true) {
 			return nil, errOnce
 		}
-		return new(net.Dialer).DialContext(ctx, network, address)
+		return f.opts.Dial(ctx, network, address)
 	}
 	// The warning of a commit that stopped waiting for its standbys has no code
 	// of its own. An insert gives no other one.

@@ -20,6 +20,7 @@ type Options struct {
 	Limit   time.Duration // a write that takes longer is given up as indeterminate; 0: 1.5 s
 	Connect time.Duration // an attempt to connect that takes longer is given up; 0: 150 ms
 	Pause   time.Duration // between two looks at a node that takes no writes; 0: 5 ms
+	Dial    Dial          // nil: as this process is connected
 	First   int64         // id of the first row, in the table of another writer; 0: after the highest id there is
 }
 
@@ -47,7 +48,7 @@ func Open(ctx context.Context, o Options) (*Writer, error) {
 	if o.Limit == 0 {
 		o.Limit = 1500 * time.Millisecond
 	}
-	finder, err := NewFinder(FinderOptions{Targets: o.Targets, Connect: o.Connect, Pause: o.Pause})
+	finder, err := NewFinder(FinderOptions{Targets: o.Targets, Connect: o.Connect, Pause: o.Pause, Dial: o.Dial})
 	if err != nil {
 		return nil, fmt.Errorf("open probe: %w", err)
 	}
