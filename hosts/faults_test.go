@@ -38,6 +38,7 @@ func (h *story) faults() {
 	for range 2 {
 		r.outage("power cut", h.powerCut(r))
 	}
+	r.outage("power cut of all hosts", h.blackout)
 	r.outage("reboot of the active", h.reboot(r))
 	r.outage("cut off", h.cutOff("input", "output"))
 	r.outage("hears nobody", h.cutOff("input"))
@@ -96,6 +97,17 @@ func (h *story) reboot(r *figures) func(rig.Status) {
 	}
 }
 
+// blackout cuts the power of all hosts while the client writes.
+func (h *story) blackout(rig.Status) {
+	for _, name := range docs.Members {
+		must(h.t, h.ByName[name].PowerCut(h.t.Context()))
+	}
+	for _, name := range docs.Members {
+		must(h.t, h.Boot(h.t.Context(), name))
+	}
+	h.units(h.healthy())
+}
+
 // takenOver waits until another node is active.
 func (h *story) takenOver(before rig.Status) {
 	h.t.Helper()
@@ -118,6 +130,10 @@ func (h *story) back(r *figures, before rig.Status) {
 	r.add("power-on to rejoined", time.Since(began))
 	if after.Active == before.Active {
 		h.t.Errorf("%s is active again", before.Active)
+	}
+	// PostgreSQL says "read-only connections" as a standby.
+	if said := h.script(before.Active, "sudo journalctl --boot --unit postgresql@15-main.service"); !strings.Contains(said, "ready to accept read-only connections") || strings.Contains(said, "ready to accept connections") {
+		h.t.Errorf("%s has not booted as a standby alone:\n%s", before.Active, said)
 	}
 	h.units(after)
 }

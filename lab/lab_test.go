@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net/netip"
@@ -84,6 +85,39 @@ func TestMachines(t *testing.T) {
 	// The bridge carries packets from one to the other.
 	do(t, b, Admin, "sudo", "systemd-run", "--quiet", "--unit=greet", "systemd-socket-activate", "--listen=10.77.9.2:99", "--inetd", "--accept", "/usr/bin/echo", "hello")
 	if err := a.Wait(t.Context(), "b greets", "bash", "-c", "read -r word </dev/tcp/10.77.9.2/99 && test $word = hello"); err != nil {
+		t.Error(err)
+	}
+	greeted := func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		conn, err := l.Dial(ctx, "tcp", "10.77.9.2:99")
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		word, err := io.ReadAll(conn)
+		if string(word) != "hello\n" {
+			t.Errorf("b greets with %q, %v", word, err)
+		}
+		return nil
+	}
+	if err := greeted(); err != nil {
+		t.Error(err)
+	}
+	rules := filepath.Join(t.TempDir(), "rules.nft")
+	if err := os.WriteFile(rules, []byte("table inet cut { chain input { type filter hook input priority 0; iifname host0 drop; }; }\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Network(t.Context(), "nft", "--file", rules); err != nil {
+		t.Error(err)
+	}
+	if err := greeted(); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a client of a host that hears nobody: %v", err)
+	}
+	if err := b.Network(t.Context(), "nft", "delete", "table", "inet", "cut"); err != nil {
+		t.Error(err)
+	}
+	if err := greeted(); err != nil {
 		t.Error(err)
 	}
 	if out, err := a.Run(t.Context(), "root", "touch", "/srv/lent/mine"); err == nil {

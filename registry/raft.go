@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/consul/api"
@@ -151,11 +152,10 @@ func (c *Client) RemovePeer(ctx context.Context, node string) error {
 func (c *Client) EnsureAutopilot(ctx context.Context) error {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
-	q := (&api.QueryOptions{}).WithContext(ctx)
 	for range casAttempts {
-		conf, err := c.api.Operator().AutopilotGetConfiguration(q)
+		conf, err := c.autopilot(ctx)
 		if err != nil {
-			return failed("read autopilot configuration", err)
+			return err
 		}
 		if !conf.CleanupDeadServers && conf.ServerStabilizationTime.Duration() == stabilization &&
 			conf.LastContactThreshold.Duration() == lastContact {
@@ -169,6 +169,21 @@ func (c *Client) EnsureAutopilot(ctx context.Context) error {
 		}
 	}
 	return fmt.Errorf("write autopilot configuration: %w", ErrConflict)
+}
+
+// autopilot reads the configuration. A leader that was elected a moment ago has none yet.
+func (c *Client) autopilot(ctx context.Context) (*api.AutopilotConfiguration, error) {
+	for {
+		conf, err := c.api.Operator().AutopilotGetConfiguration((&api.QueryOptions{}).WithContext(ctx))
+		if err == nil {
+			return conf, nil
+		}
+		var status api.StatusError
+		if early := errors.As(err, &status) && strings.Contains(status.Body, "not initialized yet"); !early || ctx.Err() != nil {
+			return nil, failed("read autopilot configuration", err)
+		}
+		sleep(ctx, 20*time.Millisecond)
+	}
 }
 
 const (
