@@ -153,7 +153,7 @@ func (h *story) cutOff(chains ...string) func(rig.Status) {
 				rules += "oifname host0 drop; }\n"
 			}
 		}
-		file := filepath.Join(h.temp, "cut.nft")
+		file := filepath.Join(h.Lab.Dir(), "cut.nft")
 		must(h.t, writeText(file, rules+"}\n"))
 		must(h.t, m.Network(h.t.Context(), "nft", "--file", file))
 		h.takenOver(before)

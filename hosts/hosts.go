@@ -38,7 +38,6 @@ type Hosts struct {
 	Ran    int // blocks
 
 	opts    Options
-	temp    string
 	lent    []lab.Mount
 	adapt   *strings.Replacer
 	copied  docs.Clipboard
@@ -86,7 +85,7 @@ func Raise(ctx context.Context, o Options) (*Hosts, error) {
 }
 
 // Close deletes the machines. It returns when nothing of them is left.
-func (h *Hosts) Close() error { return errors.Join(h.Lab.Close(), os.RemoveAll(h.temp)) }
+func (h *Hosts) Close() error { return h.Lab.Close() }
 
 // lend gathers what the machines have of this host, because they have no way to the
 // network: the repository, Go and its modules, and Consul and nfpm, which take minutes
@@ -105,18 +104,13 @@ func (h *Hosts) lend(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if h.temp, err = os.MkdirTemp("", "understudy-hosts-"); err != nil {
-		return err
-	}
-	if err := os.Chmod(h.temp, 0o755); err != nil {
-		return err
-	}
-	if err := checkout(ctx, tree, h.temp); err != nil {
+	mirror := filepath.Join(h.Lab.Dir(), "checkout")
+	if err := checkout(ctx, tree, mirror); err != nil {
 		return fmt.Errorf("copy the source tree: %w", err)
 	}
 	home := "/home/" + lab.Admin
 	h.lent = []lab.Mount{
-		{Host: h.temp, Inside: repository},
+		{Host: mirror, Inside: repository},
 		{Host: env.GOROOT, Inside: "/usr/local/go"},
 		{Host: env.GOMODCACHE, Inside: home + "/go/pkg/mod"},
 		{Host: env.GOCACHE, Inside: home + "/.cache/go-build", Over: true},

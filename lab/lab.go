@@ -68,6 +68,10 @@ func Raise(ctx context.Context, gateway netip.Prefix, log *slog.Logger) (*Lab, e
 	return l, nil
 }
 
+// Dir is a folder that is deleted with the lab, or, if this process is killed, when the
+// next one is raised.
+func (l *Lab) Dir() string { return l.dir }
+
 // makeDir makes the folder of the disks, and deletes those of labs whose process
 // was killed.
 func (l *Lab) makeDir(ctx context.Context) error {

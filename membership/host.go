@@ -20,6 +20,7 @@ const (
 	consulUnit  = "understudy-consul.service"
 	handlerUnit = "understudy-handler-runner.service"
 	watcherUnit = "understudy-consul-watcher.service"
+	helperUnit  = "understudy-postgres-helper.service"
 )
 
 // preflight finds what would make a later step fail, before anything is changed.
@@ -153,6 +154,13 @@ func startDaemons(ctx context.Context, h *node.Host) error {
 		}
 		if err := units.Enable(ctx, u); err != nil {
 			return err
+		}
+		// Whoever connects to its socket starts it, maybe before understudy.yaml was as
+		// it is now.
+		if u == helperUnit {
+			if err := units.Stop(ctx, u); err != nil {
+				return err
+			}
 		}
 		if err := units.Start(ctx, u); err != nil {
 			return err

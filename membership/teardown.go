@@ -100,7 +100,7 @@ func stopDaemons(ctx context.Context, h *node.Host) error {
 
 // last orders units of ours: what others need while they stop comes later.
 func last(unit string) int {
-	return slices.Index([]string{watcherUnit, handlerUnit, consulUnit}, unit)
+	return slices.Index([]string{watcherUnit, handlerUnit, helperUnit, consulUnit}, unit)
 }
 
 // giveBack gives PostgreSQL and its unit back as they were found.
@@ -133,11 +133,16 @@ func giveBack(ctx context.Context, h *node.Host) error {
 // what is kept.
 func sweep(h *node.Host) error {
 	l := h.Layout
-	for _, old := range []string{
-		l.SSL, l.ConsulData(), l.ConsulConfig(), l.Handler(), l.Handler() + ".spare", l.Known(), l.Members(), l.Removed(), l.Polkit(),
+	// The folder is the package's, with an owner and a mode that the next cluster needs.
+	secrets, err := filepath.Glob(filepath.Join(l.SSL, "*"))
+	if err != nil {
+		return err
+	}
+	for _, old := range append(secrets,
+		l.ConsulData(), l.ConsulConfig(), l.Handler(), l.Handler()+".spare", l.Known(), l.Members(), l.Removed(), l.Polkit(),
 		filepath.Join(l.FileSync(), "index"), filepath.Join(l.FileSync(), "folders"), filepath.Join(l.FileSync(), "ignores"), filepath.Join(l.FileSync(), "peers.json"),
 		l.Verdict(), l.Files(), l.Storage(), l.Lease(), // the helper's socket is systemd's
-	} {
+	) {
 		if err := os.RemoveAll(old); err != nil {
 			return fmt.Errorf("delete %s: %w", old, err)
 		}
