@@ -336,12 +336,13 @@ func duty(o Observation) ([]Action, string) {
 	switch {
 	case o.State == Active:
 		return []Action{StartAlwaysUnits, StartLeaderUnits, Maintain}, "active"
+	// What takes its time, as a unit may, comes last.
 	case o.State == ActiveMinority && o.Attempt != Yes:
-		return []Action{StartAlwaysUnits, Serve}, "about to serve the part that is cut off"
+		return []Action{Serve, StartAlwaysUnits}, "about to serve the part that is cut off"
 	case o.State == ActiveMinority:
 		return []Action{StartAlwaysUnits, StartLeaderUnits, Rally}, "active in the minority: what is written is at risk"
 	case o.State == Promoting && o.invited() && o.LockFree() && o.following():
-		return []Action{StartAlwaysUnits, Promote}, "about to take the lock"
+		return []Action{Promote, StartAlwaysUnits}, "about to take the lock"
 	case o.State == Promoting:
 		return nil, "promotion under way"
 	case o.State == Maintenance && o.Primary == Yes && o.LockFree() && o.locked() && o.Calling() == Lead:

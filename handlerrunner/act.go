@@ -383,7 +383,6 @@ func (h *Handler) rejoined(err error) {
 		h.rest(5 * time.Second)
 		h.Log.Warn("rejoin failed", "error", err)
 	}
-	h.wake()
 }
 
 // depart leaves Consul, once. The handler stays, to tell whoever asks that this

@@ -369,5 +369,4 @@ func (h *Handler) elected(err error) {
 		h.Log.Warn("undecided", "error", err)
 		h.rest(retryAfter)
 	}
-	h.wake()
 }

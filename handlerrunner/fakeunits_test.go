@@ -17,6 +17,7 @@ type fakeUnits struct {
 	up    map[string]bool
 	stuck map[string]bool // can be neither started nor stopped
 	flaps map[string]bool // runs for 0.4 s whenever it is started
+	drags time.Duration   // how much longer a start takes
 }
 
 func (u *fakeUnits) set(unit string, run bool) {
@@ -32,7 +33,7 @@ func (u *fakeUnits) set(unit string, run bool) {
 }
 
 func (u *fakeUnits) Start(ctx context.Context, unit string) error {
-	if err := u.h.pause(ctx, 20*time.Millisecond); err != nil {
+	if err := u.h.pause(ctx, 20*time.Millisecond+u.drags); err != nil {
 		return err
 	}
 	u.h.w.mu.Lock()

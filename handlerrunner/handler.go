@@ -151,6 +151,7 @@ func New(o Options) (*Handler, error) {
 		o.Postgres, o.Replication, o.Directory, o.PostgresUnit = noDatabase{}, noDatabase{}, noDatabase{}, ""
 	}
 	h := &Handler{Options: o, wakeup: make(chan struct{}, 1), orders: make(chan order, 1), moving: make(latch, 1), units: map[string]cluster.Tri{}, faltered: map[string]time.Time{}, roster: roster{}}
+	h.job.wake = h.wake
 	h.tenure.log, h.tenure.wake, h.tenure.vouched, h.tenure.hold, h.tenure.retake = o.Log, h.wake, h.vouched, h.hold, h.relock
 	d, err := statefile.Read[durable](o.State)
 	switch {
@@ -288,6 +289,7 @@ func (h *Handler) step(ctx context.Context) {
 	h.redeem()
 	h.hearPause()
 	h.confirm()
+	h.job.observe()
 	o := h.observe(ctx)
 	h.tell(ctx, o)
 	d := cluster.Decide(o)

@@ -104,7 +104,6 @@ func (h *Handler) answered(err error) {
 		h.Log.Warn("claim", "error", err)
 		h.rest(time.Second)
 	}
-	h.wake()
 }
 
 // Claim hears a node that has served a part of the cluster. The active node

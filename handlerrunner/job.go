@@ -10,18 +10,30 @@ import (
 // job is the one long action under way. The driver goes on observing beside it,
 // and cancels it when the node is called to something else.
 type job struct {
-	mu   sync.Mutex
-	name cluster.Action // empty: none is under way
-	stop context.CancelFunc
-	done chan struct{}
+	wake func() // has the driver look around
+
+	mu    sync.Mutex
+	name  cluster.Action // empty: none is under way
+	stop  context.CancelFunc
+	done  chan struct{}
+	ended int // how many have
+	asked int // how many had when the driver last observed
 }
 
-// start runs do in the background unless a job is under way already. then gets
-// its result, unless it was cancelled.
+// observe has start take what is decided from now on for new.
+func (j *job) observe() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.asked = j.ended
+}
+
+// start runs do in the background, unless a job is under way, or has ended since
+// observe: what was decided may not be so any more. then, if any, gets its result, unless
+// it was cancelled, and the driver is woken.
 func (j *job) start(ctx context.Context, name cluster.Action, do func(context.Context) error, then func(error)) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.name != "" {
+	if j.name != "" || j.ended != j.asked {
 		return
 	}
 	ctx, stop := context.WithCancel(ctx)
@@ -30,13 +42,18 @@ func (j *job) start(ctx context.Context, name cluster.Action, do func(context.Co
 	go func() {
 		defer close(done)
 		err := do(ctx)
-		if ctx.Err() == nil {
+		told := then != nil && ctx.Err() == nil
+		if told {
 			then(err)
 		}
 		stop()
 		j.mu.Lock()
 		j.name = ""
+		j.ended++
 		j.mu.Unlock()
+		if told {
+			j.wake() // not before: what the driver decides now may be started
+		}
 	}()
 }
 

@@ -12,7 +12,7 @@ import (
 
 func TestJobsAreDoneOneAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var j job
+		j := job{wake: func() {}}
 		var results []error
 		failed := errors.New("failed")
 		do := func(ctx context.Context) error {
@@ -29,6 +29,8 @@ func TestJobsAreDoneOneAtATime(t *testing.T) {
 		if len(results) != 1 || results[0] != failed {
 			t.Fatalf("results %v", results)
 		}
+		j.start(t.Context(), cluster.Promote, func(context.Context) error { t.Error("decided before the first had ended"); return nil }, then)
+		j.observe()
 		j.start(t.Context(), cluster.Rejoin, do, then)
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
@@ -40,7 +42,7 @@ func TestJobsAreDoneOneAtATime(t *testing.T) {
 
 func TestCancelWaitsForTheJob(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var j job
+		j := job{wake: func() {}}
 		j.cancel() // nothing is under way
 		ended := false
 		j.start(t.Context(), cluster.Promote, func(ctx context.Context) error {
@@ -54,6 +56,7 @@ func TestCancelWaitsForTheJob(t *testing.T) {
 			t.Error("cancel did not wait")
 		}
 		done := false
+		j.observe()
 		j.start(t.Context(), cluster.Rejoin, func(context.Context) error { return nil }, func(error) { done = true })
 		synctest.Wait()
 		if !done {

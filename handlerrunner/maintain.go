@@ -144,7 +144,7 @@ func (h *Handler) advance(ctx context.Context, db Database, others []string) {
 	h.job.start(ctx, cluster.Maintain, func(ctx context.Context) error {
 		h.keepChanges(ctx, all)
 		return nil
-	}, func(error) {})
+	}, nil)
 }
 
 // keepChanges keeps what may be lost. Without it an export falls back on a copy

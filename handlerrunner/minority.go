@@ -285,7 +285,6 @@ func (h *Handler) rallied(err error) {
 	case !chosen:
 		h.rest(rallyEvery)
 	}
-	h.wake()
 }
 
 // serve promotes this node for its part of the cluster. Commits wait for nobody:

@@ -120,7 +120,6 @@ func (h *Handler) promoted(err error) {
 		h.Log.Error("promotion failed", "error", err)
 		h.rest(retryAfter)
 	}
-	h.wake()
 }
 
 // open writes down that this node is about to let clients write on a timeline. A

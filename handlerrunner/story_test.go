@@ -298,6 +298,11 @@ var quick = map[string]func(*world, *host, []string) error{
 		h.units.up[args[0]], h.units.stuck[args[0]] = false, true
 		return nil
 	},
+	"drag-unit": func(_ *world, h *host, args []string) (err error) { // it is down, and fails late
+		h.units.up[args[0]], h.units.stuck[args[0]] = false, true
+		h.units.drags, err = time.ParseDuration(args[1])
+		return err
+	},
 	"flap-unit": func(_ *world, h *host, args []string) error {
 		h.units.up[args[0]], h.units.flaps[args[0]] = false, true
 		return nil
