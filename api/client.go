@@ -105,6 +105,27 @@ func (c *Client) Join(ctx context.Context, address string, in JoinRequest) (out 
 	return out, err
 }
 
+// Clock asks what the clock of the member at address (IP:port) shows, which needs no
+// certificate. By what it took to find out, and half a second, the time may be wrong.
+func (c *Client) Clock(ctx context.Context, address string) (shows time.Time, took time.Duration, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+address+"/api/v1/ping", nil)
+	if err != nil {
+		return shows, 0, fmt.Errorf("ask %s: %w", address, err)
+	}
+	began := time.Now()
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return shows, 0, fmt.Errorf("ask %s: %w", address, err)
+	}
+	defer resp.Body.Close()
+	// It is sent with every answer, in whole seconds.
+	shows, err = http.ParseTime(resp.Header.Get("Date"))
+	if err != nil {
+		return shows, 0, fmt.Errorf("ask %s what its clock shows: %w", address, err)
+	}
+	return shows.Add(time.Second / 2), time.Since(began), nil
+}
+
 func (c *Client) call(ctx context.Context, method string, n cluster.Node, path string, in, out any) error {
 	host := hostPort(n.Address, n.Ports.API)
 	return c.do(ctx, method, "https://"+host+"/api/v1/"+path, n.Name+" ("+host+")", in, out)

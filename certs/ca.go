@@ -109,7 +109,7 @@ func (d Dir) ca() (*x509.Certificate, error) {
 	}
 	ca, err := parseCert(text)
 	if err != nil {
-		return nil, fmt.Errorf("certificate %s: %w", d.CAFile(), err)
+		return nil, fmt.Errorf("certificate %w", d.spoilt(d.CAFile(), err))
 	}
 	return ca, nil
 }
@@ -301,7 +301,7 @@ func (d Dir) Install(caPEM, certPEM []byte) error {
 	if !key.PublicKey.Equal(cert.PublicKey) {
 		return fmt.Errorf("install certificate: %w: it is not for the key of this node", ErrMismatch)
 	}
-	if err := verify(cert, ca, x509.ExtKeyUsageAny); err != nil {
+	if err := verify(cert, ca, x509.ExtKeyUsageAny, time.Now()); err != nil {
 		return fmt.Errorf("install certificate: %w: %w", ErrMismatch, err)
 	}
 	if err := d.write(d.CAFile(), caPEM, public); err != nil {
@@ -327,10 +327,10 @@ func (d Dir) InstallCAKey(keyPEM []byte) error {
 	return d.write(d.CAKeyFile(), keyPEM, private)
 }
 
-// verify says whether ca signed cert, both are valid now and cert may be used so.
-func verify(cert, ca *x509.Certificate, usage x509.ExtKeyUsage) error {
+// verify says whether ca signed cert, both are valid then and cert may be used so.
+func verify(cert, ca *x509.Certificate, usage x509.ExtKeyUsage, then time.Time) error {
 	roots := x509.NewCertPool()
 	roots.AddCert(ca)
-	_, err := cert.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{usage}})
+	_, err := cert.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: then, KeyUsages: []x509.ExtKeyUsage{usage}})
 	return err
 }

@@ -2,6 +2,7 @@ package certs
 
 import (
 	"crypto/x509"
+	"fmt"
 	"time"
 )
 
@@ -31,7 +32,7 @@ func (d Dir) Info() (own, ca Info, err error) {
 	}
 	cert, err := parseCert(text)
 	if err != nil {
-		return own, ca, err
+		return own, ca, fmt.Errorf("certificate %w", d.spoilt(d.CertFile(), err))
 	}
 	return infoOf(cert), infoOf(authority), nil
 }

@@ -55,7 +55,7 @@ func shake(t *testing.T, server, client *tls.Config) (peer string, serverErr, cl
 
 func TestHandshakes(t *testing.T) {
 	now := time.Now()
-	expired := now.Add(-lifeOfNode - time.Hour)
+	expired, ahead := now.Add(-lifeOfNode-time.Hour), now.Add(2*time.Hour)
 	ca, foreign := newCA(t), newCA(t)
 	pin, err := ca.Pin()
 	check(t, err)
@@ -88,6 +88,10 @@ func TestHandshakes(t *testing.T) {
 		{"joining, right pin", node(ca, "n1", now), BootstrapTLS(pin), "", ""},
 		{"joining, wrong pin", node(ca, "n1", now), BootstrapTLS(foreignPin), "", ErrWrongPin.Error()},
 		{"joining, expired server", node(ca, "n1", expired), BootstrapTLS(pin), "", "expired"},
+		{"joining, server of a clock that is ahead", node(ca, "n1", ahead), BootstrapTLS(pin), "", "not yet valid"},
+		{"asking for the time, an expired server", node(ca, "n1", now.Add(-lifeOfNode-time.Minute)), ClockTLS(pin), "", ""},
+		{"asking for the time, server of a clock that is ahead", node(ca, "n1", ahead), ClockTLS(pin), "", ""},
+		{"asking for the time, wrong pin", node(ca, "n1", now), ClockTLS(foreignPin), "", ErrWrongPin.Error()},
 	} {
 		t.Run(test.what, func(t *testing.T) {
 			server, err := test.server.ServerTLS()

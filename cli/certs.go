@@ -103,6 +103,26 @@ func printCerts(w io.Writer, rows []certRow, now time.Time) {
 	}
 }
 
+// warnOfCertificate says why nobody believes this host, where that is so: what a command
+// runs into by itself does not tell.
+func warnOfCertificate(w io.Writer, h *node.Host, now time.Time) {
+	own, _, err := h.Certs.Info()
+	if err != nil {
+		return // whatever needs it has said so
+	}
+	name := h.Record.Node.Name
+	switch {
+	case now.Before(own.NotBefore):
+		fmt.Fprintf(w, "The certificate of %s is not valid before %s UTC: is the clock of this host right?\n", name, own.NotBefore.UTC().Format(time.DateTime))
+	case now.Before(own.NotAfter):
+	case h.Record.Node.Kind == cluster.Runner:
+		fmt.Fprintf(w, "The certificate of %s expired on %s: remove it with 'understudy cluster nodes remove %s' on another member, and let it join again.\n",
+			name, own.NotAfter.Format(time.DateOnly), name)
+	default:
+		fmt.Fprintf(w, "The certificate of %s expired on %s: 'sudo understudy certs rotate --offline' makes a new one.\n", name, own.NotAfter.Format(time.DateOnly))
+	}
+}
+
 func rotateCerts(c *urfave.Context) error {
 	ctx, cancel := withTimeout(c)
 	defer cancel()

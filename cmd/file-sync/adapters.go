@@ -3,10 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"net"
 	"path/filepath"
 	"strconv"
@@ -25,9 +23,9 @@ import (
 
 // options describe this host's folders and identity.
 func options(h *node.Host) (filesync.Options, error) {
-	cert, err := tls.LoadX509KeyPair(h.Certs.CertFile(), h.Certs.KeyFile())
+	cert, err := h.Certs.Pair()
 	if err != nil {
-		return filesync.Options{}, fmt.Errorf("read the node's certificate: %w", err)
+		return filesync.Options{}, err
 	}
 	ca, err := h.Certs.CA()
 	if err != nil {
@@ -68,7 +66,7 @@ const lookAgain = 2 * time.Second
 // awaitOther waits until the node has another certificate than this, in DER.
 func awaitOther(ctx context.Context, d certs.Dir, is []byte) {
 	for ctx.Err() == nil {
-		pair, err := tls.LoadX509KeyPair(d.CertFile(), d.KeyFile())
+		pair, err := d.Pair()
 		if err == nil && !bytes.Equal(pair.Certificate[0], is) {
 			return
 		}
