@@ -109,7 +109,7 @@ func serveAs(t *testing.T, ca certs.Dir, node *fakeNode, admit api.Admitter) *se
 // as returns the TLS settings of a member.
 func (s *service) as(t *testing.T, name string) *tls.Config {
 	t.Helper()
-	conf, err := joined(t, s.ca, name, "127.0.0.2").ClientTLS("")
+	conf, err := joined(t, s.ca, name, "127.0.0.2").ClientTLS("127.0.0.1")
 	check(t, err)
 	return conf
 }
@@ -215,13 +215,14 @@ func TestWhoIsRefused(t *testing.T) {
 		"certs":      func(c *api.Client) error { return c.Certificates(t.Context(), s.self, nil) },
 		"renew":      func(c *api.Client) error { return c.Renew(t.Context(), s.self, nil) },
 		"sign":       func(c *api.Client) error { _, err := c.Sign(t.Context(), s.self, nil); return err },
+		"trust":      func(c *api.Client) error { return c.Trust(t.Context(), s.self, nil, nil) },
 		"changes":    func(c *api.Client) error { _, err := c.DivergenceChanges(t.Context(), s.self, "d1"); return err },
 	}
 	unnamed := s.as(t, "n2")
 	unnamed.GetClientCertificate = nil
 	pin, err := s.ca.Pin()
 	check(t, err)
-	foreign, err := joined(t, newCA(t), "n2", "127.0.0.2").ClientTLS("")
+	foreign, err := joined(t, newCA(t), "n2", "127.0.0.2").ClientTLS("127.0.0.1")
 	check(t, err)
 	imposter := s.as(t, "n2") // trusts the right CA and shows a certificate of another
 	imposter.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
@@ -243,7 +244,7 @@ func TestWhoIsRefused(t *testing.T) {
 		})
 	}
 	runner := api.NewClient(s.as(t, "n4"))
-	for _, vote := range []string{"detach", "lend", "vouch", "rally", "claim", "last-write", "drill"} {
+	for _, vote := range []string{"detach", "lend", "vouch", "rally", "claim", "last-write", "drill", "trust"} {
 		mustBe(t, calls[vote](runner), 403, api.CodeForbidden)
 	}
 	if len(s.node.asked)+len(s.node.lent)+len(s.node.targets)+len(s.node.vouched)+len(s.node.claims)+s.node.forced != 0 {

@@ -21,14 +21,41 @@ type Client struct{ http *http.Client }
 // NewClient returns a client that shows and checks certificates as conf says.
 // The address of a node is a name of its certificate.
 func NewClient(conf *tls.Config) *Client {
+	return newClient(&http.Transport{TLSClientConfig: conf})
+}
+
+// NewMemberClient returns a client that lives long: conf is asked for each connection,
+// and told the address (IP) that is to be called.
+func NewMemberClient(conf func(host string) *tls.Config) *Client {
+	return newClient(&http.Transport{DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+		host, _, err := net.SplitHostPort(address)
+		if err != nil {
+			return nil, err
+		}
+		raw, err := dialer.DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		ctx, cancel := context.WithTimeout(ctx, handshakeWithin)
+		defer cancel()
+		conn := tls.Client(raw, conf(host))
+		if err := conn.HandshakeContext(ctx); err != nil {
+			raw.Close()
+			return nil, err
+		}
+		return conn, nil
+	}})
+}
+
+var dialer = &net.Dialer{Timeout: 2 * time.Second, KeepAlive: 5 * time.Second}
+
+const handshakeWithin = 5 * time.Second
+
+func newClient(t *http.Transport) *Client {
+	t.DialContext, t.TLSHandshakeTimeout = dialer.DialContext, handshakeWithin
+	t.MaxIdleConnsPerHost, t.IdleConnTimeout = 2, 5*time.Minute
 	return &Client{&http.Client{
-		Transport: &http.Transport{
-			TLSClientConfig:     conf,
-			DialContext:         (&net.Dialer{Timeout: 2 * time.Second, KeepAlive: 5 * time.Second}).DialContext,
-			TLSHandshakeTimeout: 5 * time.Second,
-			MaxIdleConnsPerHost: 2,
-			IdleConnTimeout:     5 * time.Minute,
-		},
+		Transport: t,
 		// The node that is called is the one that is meant: should another have
 		// become active, that one is not to hand over in its place.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },

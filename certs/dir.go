@@ -54,7 +54,8 @@ func (d Dir) write(file string, text []byte, mode os.FileMode) error {
 	return statefile.WriteText(file, text, mode)
 }
 
-// CA returns the CA's certificate as PEM.
+// CA returns the CA's certificate as PEM, and while it is replaced that of the other
+// too.
 func (d Dir) CA() ([]byte, error) { return read(d.CAFile()) }
 
 // CAKey returns the CA's private key as PEM, to be given to another manager. It
@@ -104,7 +105,7 @@ func mayNot(err error, file string) error {
 func (d Dir) spoilt(file string, err error) error {
 	remedy := "copy it from another member"
 	switch file {
-	case d.CAKeyFile():
+	case d.CAKeyFile(), d.NextCAKeyFile():
 		remedy = "copy it from another manager"
 	case d.CertFile():
 		remedy = "on a manager 'sudo understudy certs rotate --offline' makes a new one, a runner has to be removed and to join again"
@@ -146,19 +147,28 @@ func (d Dir) key(file string, create bool) (*ecdsa.PrivateKey, error) {
 	case !create || !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("read key: %w", mayNot(err, file))
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, made, err := newKey()
 	if err != nil {
-		return nil, fmt.Errorf("make key: %w", err)
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, fmt.Errorf("make key: %w", err)
+		return nil, err
 	}
 	mode := os.FileMode(private)
 	if file == d.KeyFile() {
 		mode = shared
 	}
-	return key, d.write(file, encodePEM(blockKey, der), mode)
+	return key, d.write(file, made, mode)
+}
+
+// newKey makes a private key, and its PEM.
+func newKey() (*ecdsa.PrivateKey, []byte, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make key: %w", err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make key: %w", err)
+	}
+	return key, encodePEM(blockKey, der), nil
 }
 
 // The names of PEM blocks.

@@ -44,7 +44,7 @@ func TestSpoiltFiles(t *testing.T) {
 
 func pairOf(d Dir) error { _, err := d.Pair(); return err }
 
-func infoErr(d Dir) error { _, _, err := d.Info(); return err }
+func infoErr(d Dir) error { _, err := d.Info(); return err }
 
 // Root may read everything, so the error is made by hand.
 func TestMayNotBeRead(t *testing.T) {

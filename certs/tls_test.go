@@ -135,8 +135,10 @@ func foreignClient(t *testing.T, ca, d Dir) *tls.Config {
 	check(t, err)
 	own, err := tls.LoadX509KeyPair(d.CertFile(), d.KeyFile())
 	check(t, err)
+	roots := x509.NewCertPool()
+	roots.AddCert(root)
 	return &tls.Config{
-		ServerName: "n1", RootCAs: pool(root),
+		ServerName: "n1", RootCAs: roots,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &own, nil },
 	}
 }
@@ -157,9 +159,8 @@ func TestReload(t *testing.T) {
 	n2 := joined(t, ca, "n2", "127.0.0.3", time.Now())
 	server, err := n1.ServerTLS()
 	check(t, err)
-	client, err := n2.ClientTLS("")
+	client, err := n2.ClientTLS("n1")
 	check(t, err)
-	client.InsecureSkipVerify = true
 	var seen []string
 	client.VerifyConnection = func(c tls.ConnectionState) error {
 		seen = append(seen, hexSum(c.PeerCertificates[0].Raw))

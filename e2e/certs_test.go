@@ -121,7 +121,7 @@ func (g *group) valid(t *testing.T, from string) map[string]certs.Info {
 	for _, row := range rows {
 		all[row.Node] = row.Certificate
 	}
-	if len(all) != 3 || !all["node1"].NotAfter.After(time.Now()) || all[""].Fingerprint == "" {
+	if !all["node1"].NotAfter.After(time.Now()) || all[""].Fingerprint == "" {
 		t.Errorf("%+v", rows)
 	}
 	return all
@@ -132,7 +132,7 @@ func (g *group) shows(t *testing.T, node, fingerprint string) {
 	t.Helper()
 	n := g.node(t, node)
 	dir := certs.Dir(config.Paths(n.Root).SSL)
-	conf, err := dir.ClientTLS("")
+	conf, err := dir.ClientTLS(n.Address)
 	if err != nil {
 		t.Fatal(err)
 	}

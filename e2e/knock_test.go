@@ -92,14 +92,15 @@ func letIn(t *testing.T, who string, err error) {
 	}
 }
 
-// keptOut fails unless somebody was kept out, in one of these words.
+// keptOut fails unless somebody was kept out, in one of these words, or by the end of the
+// connection, which may be faster than they are.
 func keptOut(t *testing.T, who string, err error, words ...string) {
 	t.Helper()
 	if err == nil {
 		t.Errorf("%s is let in", who)
 		return
 	}
-	for _, w := range words {
+	for _, w := range append(words, "EOF", "reset by peer", "broken pipe") {
 		if strings.Contains(err.Error(), w) {
 			return
 		}
@@ -156,32 +157,39 @@ func (v *visitors) call(conf *tls.Config, method, path, body string) error {
 	return err
 }
 
+// session opens one on a PostgreSQL, of replication where that is given, and asks it
+// something.
+func session(t *testing.T, address string, conf *tls.Config, user, replication string) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	c, err := pgconn.ParseConfig(fmt.Sprintf("postgresql://%s@%s/postgres?sslmode=disable", user, address))
+	if err != nil {
+		return err
+	}
+	c.TLSConfig = conf
+	ask := "select 1"
+	if replication != "" {
+		c.RuntimeParams["replication"], ask = replication, "IDENTIFY_SYSTEM"
+	}
+	conn, err := pgconn.ConnectConfig(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	_, err = conn.Exec(ctx, ask).ReadAll()
+	return err
+}
+
 func (v *visitors) knockPostgres(t *testing.T) {
 	session := func(conf *tls.Config, user, replication string) error {
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
-		defer cancel()
-		c, err := pgconn.ParseConfig(fmt.Sprintf("host=%s port=%s user=%s dbname=postgres sslmode=disable", v.at.Address, v.port, user))
-		if err != nil {
-			return err
-		}
-		c.TLSConfig = conf
-		ask := "select 1"
-		if replication != "" {
-			c.RuntimeParams["replication"], ask = replication, "IDENTIFY_SYSTEM"
-		}
-		conn, err := pgconn.ConnectConfig(ctx, c)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = conn.Close(ctx) }()
-		_, err = conn.Exec(ctx, ask).ReadAll()
-		return err
+		return session(t, net.JoinHostPort(v.at.Address, v.port), conf, user, replication)
 	}
 	for _, replication := range []string{"", "true", "database"} {
 		what := fmt.Sprintf(", replication %q", replication)
 		letIn(t, "a member"+what, session(v.member, pgrepl.ReplicaRole, replication))
 		keptOut(t, "no certificate"+what, session(v.nobody, pgrepl.ReplicaRole, replication), "requires a valid client certificate")
-		keptOut(t, "a foreign certificate"+what, session(v.foreign, pgrepl.ReplicaRole, replication), certUnknown, "server closed the connection", "unexpected EOF")
+		keptOut(t, "a foreign certificate"+what, session(v.foreign, pgrepl.ReplicaRole, replication), certUnknown)
 		keptOut(t, "a runner"+what, session(v.runner, pgrepl.ReplicaRole, replication), "certificate authentication failed")
 		keptOut(t, "no TLS"+what, session(nil, pgrepl.ReplicaRole, replication), "pg_hba.conf rejects")
 		keptOut(t, "the admin"+what, session(v.member, pgrepl.AdminRole, replication), "pg_hba.conf rejects")
@@ -202,7 +210,7 @@ func (v *visitors) knockAPI(t *testing.T) {
 		"GET ping": "", "GET node": "", "GET certificates": "", "GET divergence": "", "GET divergence/x/changes": "",
 		"POST detach": `{"epoch":99}`, "POST lend": `{"epoch":99}`, "POST vouch": `{"epoch":99}`, "POST rally": `{}`, "POST claim": `{}`,
 		"POST last-write": `{}`, "POST set-active": `{"node":"node3"}`, "POST drill": `{"open":true}`, "POST force": `{}`,
-		"POST certificates/renew": `{}`, "POST certificates/sign": `{}`,
+		"POST certificates/renew": `{}`, "POST certificates/sign": `{}`, "POST certificates/trust": `{}`,
 	}
 	before := v.g.healthy(t, "node1", 3)
 	for line, body := range calls {
@@ -238,8 +246,8 @@ func (v *visitors) knockSyncthing(t *testing.T) {
 	}
 	keptOut(t, "no certificate", v.dial(talks(v.nobody), peer), certNeeded)
 	keptOut(t, "a foreign certificate", v.dial(talks(v.foreign), peer), certBad, certUnknown)
-	keptOut(t, "a device of no member", v.dial(talks(v.runner), peer), "EOF", "reset")
-	keptOut(t, "no TLS", v.dial(nil, peer), "EOF", "reset", "unknown protocol")
+	keptOut(t, "a device of no member", v.dial(talks(v.runner), peer))
+	keptOut(t, "no TLS", v.dial(nil, peer), "unknown protocol")
 	// A peer has one connection.
 	init := services.NewExec(config.Paths(v.g.node(t, "node3").Root).InitSocket())
 	if err := init.Stop(t.Context(), "understudy-file-sync.service"); err != nil {

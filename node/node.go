@@ -149,11 +149,11 @@ func (h *Host) Units() Units {
 
 // Peers calls the other members' API.
 func (h *Host) Peers() (*api.Client, error) {
-	conf, err := h.Certs.ClientTLS("")
+	conf, err := h.Certs.Clients()
 	if err != nil {
 		return nil, err
 	}
-	return api.NewClient(conf), nil
+	return api.NewMemberClient(conf), nil
 }
 
 // Contact is a client for a manager that only the pin of a token vouches for.
