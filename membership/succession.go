@@ -2,7 +2,6 @@ package membership
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -19,10 +18,21 @@ import (
 // trusts the CA of every certificate that is in use.
 type Succession struct {
 	Host  *node.Host // a manager
-	Peers *api.Client
+	Peers Successors
 	View  func(context.Context) (cluster.View, error)
 	Say   func(string)
 }
+
+// Successors are the members, this one among them.
+type Successors interface {
+	// Certificates asks a member what it has; out is a *certs.Trusted.
+	Certificates(ctx context.Context, n cluster.Node, out any) error
+	Trust(ctx context.Context, n cluster.Node, cas, key []byte) error
+	// Renew has a member renew its certificate; out is a *certs.Info.
+	Renew(ctx context.Context, n cluster.Node, out any) error
+}
+
+var _ Successors = (*api.Client)(nil)
 
 // Run may be repeated until it has ended well, on the same manager: it goes on where it
 // was. It changes nothing while a member does not answer.
@@ -30,7 +40,7 @@ func (s Succession) Run(ctx context.Context) error {
 	if n := s.Host.Record.Node; n.Kind == cluster.Runner {
 		return fmt.Errorf("%s is a runner, and does not hold the key of the CA: use a manager", n.Name)
 	}
-	has, err := s.ask(ctx)
+	_, has, err := s.ask(ctx)
 	if err != nil {
 		return err
 	}
@@ -60,54 +70,61 @@ func (s Succession) Run(ctx context.Context) error {
 }
 
 // end has every member trust the new CA alone: this one last, so that an attempt that
-// broke off is known of. Who was let in meanwhile has a certificate of either.
+// broke off is known of. Who was let in meanwhile may have a certificate of the old one,
+// or trust both.
 func (s Succession) end(ctx context.Context, ca certs.Succession, next []byte) error {
 	signer, err := certs.Fingerprint(ca.New)
 	if err != nil {
 		return err
 	}
 	for {
-		has, err := s.ask(ctx)
+		view, has, err := s.ask(ctx)
 		if err != nil {
 			return err
 		}
-		view, err := s.View(ctx)
-		if err != nil {
-			return err
-		}
-		done := true
+		var old, both []string
 		for _, name := range slices.Backward(s.order(view)) {
-			n := view.Nodes[name]
 			if has[name].Signer != signer {
-				done = false
-				var now certs.Info
-				if err := errors.Join(s.trust(ctx, n, next, ca.Key), s.Peers.Renew(ctx, n, &now)); err != nil {
-					return err
-				}
+				old = append(old, name)
+			}
+			if len(has[name].CAs) > 1 {
+				both = append(both, name)
 			}
 		}
-		if !done {
-			continue
+		switch {
+		case len(old) > 0:
+			err = s.inTurn(view, old, "has a new certificate", func(n cluster.Node) error {
+				var now certs.Info
+				if err := s.trust(ctx, n, next, ca.Key); err != nil {
+					return err
+				}
+				return s.Peers.Renew(ctx, n, &now)
+			})
+		case len(both) > 0:
+			err = s.inTurn(view, both, "trusts the new CA alone", func(n cluster.Node) error { return s.trust(ctx, n, ca.New, ca.Key) })
+		default:
+			return nil
 		}
-		return s.inTurn(view, slices.Backward(s.order(view)), "trusts the new CA alone", func(n cluster.Node) error { return s.trust(ctx, n, ca.New, ca.Key) })
+		if err != nil {
+			return err
+		}
 	}
 }
 
 // ask hears every member. It fails where one does not answer.
-func (s Succession) ask(ctx context.Context) (map[string]certs.Trusted, error) {
-	view, err := s.View(ctx)
-	if err != nil {
-		return nil, err
+func (s Succession) ask(ctx context.Context) (view cluster.View, has map[string]certs.Trusted, err error) {
+	if view, err = s.View(ctx); err != nil {
+		return view, nil, err
 	}
-	has := map[string]certs.Trusted{}
+	has = map[string]certs.Trusted{}
 	for _, name := range s.order(view) {
 		var told certs.Trusted
 		if err := s.Peers.Certificates(ctx, view.Nodes[name], &told); err != nil {
-			return nil, fmt.Errorf("%s does not answer, and every member must learn of the new CA: bring it back, or remove it with 'understudy cluster nodes remove %s', and repeat the command: %w", name, name, err)
+			return view, nil, fmt.Errorf("%s does not answer, and every member must learn of the new CA: bring it back, or remove it with 'understudy cluster nodes remove %s', and repeat the command: %w", name, name, err)
 		}
 		has[name] = told
 	}
-	return has, nil
+	return view, has, nil
 }
 
 // all does something to every member there is by then.
@@ -116,10 +133,10 @@ func (s Succession) all(ctx context.Context, what string, do func(cluster.Node) 
 	if err != nil {
 		return err
 	}
-	return s.inTurn(view, slices.All(s.order(view)), what, do)
+	return s.inTurn(view, s.order(view), what, do)
 }
 
-func (s Succession) inTurn(view cluster.View, names func(func(int, string) bool), what string, do func(cluster.Node) error) error {
+func (s Succession) inTurn(view cluster.View, names []string, what string, do func(cluster.Node) error) error {
 	for _, name := range names {
 		if err := do(view.Nodes[name]); err != nil {
 			return fmt.Errorf("%w; the members trust both CAs, or the one that is in use: repeat the command on %s", err, s.Host.Record.Node.Name)
