@@ -67,9 +67,11 @@ func (exports) Open(id string) (io.ReadCloser, int64, error) {
 
 const maxBody = 1 << 20
 
-// service is the API of n1 over mutual TLS; n3 was removed, n4 is a runner.
+// service is the API of n1 over mutual TLS; n3 was removed, n4 is a runner, and n9
+// never was a member.
 type service struct {
 	node   *fakeNode
+	view   cluster.View
 	ca     certs.Dir
 	server *httptest.Server
 	self   cluster.Node
@@ -83,15 +85,18 @@ func serve(t *testing.T, node *fakeNode, admit api.Admitter) *service {
 // serveAs is serve, of the cluster with this CA.
 func serveAs(t *testing.T, ca certs.Dir, node *fakeNode, admit api.Admitter) *service {
 	t.Helper()
-	s := &service{node: node, ca: ca}
+	s := &service{node: node, ca: ca, view: cluster.View{
+		Info: &cluster.Info{ID: "c1"}, Removed: map[string]cluster.Tombstone{"n3": {Node: "n3"}},
+		Nodes: map[string]cluster.Node{
+			"n1": {Name: "n1", Kind: cluster.Manager}, "n2": {Name: "n2", Kind: cluster.Manager}, "n4": {Name: "n4", Kind: cluster.Runner},
+		},
+	}}
 	conf, err := joined(t, s.ca, "n1", "127.0.0.1").ServerTLS()
 	check(t, err)
 	s.server = httptest.NewUnstartedServer(api.Handler(api.Backend{
 		Node: node, Voter: node, Admit: admit, Caller: certs.PeerName, Divergences: exports{},
 		Drill: func(_ context.Context, open bool) error { node.drilled = append(node.drilled, open); return node.err },
-		View: func() cluster.View {
-			return cluster.View{Nodes: map[string]cluster.Node{"n4": {Name: "n4", Kind: cluster.Runner}}, Removed: map[string]cluster.Tombstone{"n3": {Node: "n3"}}}
-		},
+		View:  func() cluster.View { return s.view },
 	}))
 	s.server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	s.server.Listener = tls.NewListener(s.server.Listener, conf) // StartTLS has a certificate of its own
@@ -104,7 +109,7 @@ func serveAs(t *testing.T, ca certs.Dir, node *fakeNode, admit api.Admitter) *se
 // as returns the TLS settings of a member.
 func (s *service) as(t *testing.T, name string) *tls.Config {
 	t.Helper()
-	conf, err := joined(t, s.ca, name, "127.0.0.2").ClientTLS("")
+	conf, err := joined(t, s.ca, name, "127.0.0.2").ClientTLS("127.0.0.1")
 	check(t, err)
 	return conf
 }
@@ -210,13 +215,14 @@ func TestWhoIsRefused(t *testing.T) {
 		"certs":      func(c *api.Client) error { return c.Certificates(t.Context(), s.self, nil) },
 		"renew":      func(c *api.Client) error { return c.Renew(t.Context(), s.self, nil) },
 		"sign":       func(c *api.Client) error { _, err := c.Sign(t.Context(), s.self, nil); return err },
+		"trust":      func(c *api.Client) error { return c.Trust(t.Context(), s.self, nil, nil) },
 		"changes":    func(c *api.Client) error { _, err := c.DivergenceChanges(t.Context(), s.self, "d1"); return err },
 	}
 	unnamed := s.as(t, "n2")
 	unnamed.GetClientCertificate = nil
 	pin, err := s.ca.Pin()
 	check(t, err)
-	foreign, err := joined(t, newCA(t), "n2", "127.0.0.2").ClientTLS("")
+	foreign, err := joined(t, newCA(t), "n2", "127.0.0.2").ClientTLS("127.0.0.1")
 	check(t, err)
 	imposter := s.as(t, "n2") // trusts the right CA and shows a certificate of another
 	imposter.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
@@ -227,6 +233,7 @@ func TestWhoIsRefused(t *testing.T) {
 			mustBe(t, call(api.NewClient(unnamed)), 403, api.CodeForbidden)
 			mustBe(t, call(api.NewClient(certs.BootstrapTLS(pin))), 403, api.CodeForbidden)
 			mustBe(t, call(api.NewClient(s.as(t, "n3"))), 403, api.CodeRemoved)
+			mustBe(t, call(api.NewClient(s.as(t, "n9"))), 403, api.CodeForbidden)
 			if err := call(api.NewClient(foreign)); err == nil || !strings.Contains(err.Error(), "unknown authority") {
 				t.Errorf("a server of another CA was believed: %v", err)
 			}
@@ -237,7 +244,7 @@ func TestWhoIsRefused(t *testing.T) {
 		})
 	}
 	runner := api.NewClient(s.as(t, "n4"))
-	for _, vote := range []string{"detach", "lend", "vouch", "rally", "claim", "last-write", "drill"} {
+	for _, vote := range []string{"detach", "lend", "vouch", "rally", "claim", "last-write", "drill", "trust"} {
 		mustBe(t, calls[vote](runner), 403, api.CodeForbidden)
 	}
 	if len(s.node.asked)+len(s.node.lent)+len(s.node.targets)+len(s.node.vouched)+len(s.node.claims)+s.node.forced != 0 {
@@ -245,6 +252,14 @@ func TestWhoIsRefused(t *testing.T) {
 	}
 	check(t, calls["report"](runner))
 	check(t, calls["set-active"](runner)) // an operator's wish
+}
+
+// A node that has just joined is asked by its own host before Consul has told it who
+// the members are.
+func TestWhoKnowsNobodyServes(t *testing.T) {
+	s := serve(t, active(), admitter{})
+	s.view = cluster.View{}
+	check(t, api.NewClient(s.as(t, "n2")).Ping(t.Context(), s.self))
 }
 
 func TestJoinNeedsNoCertificate(t *testing.T) {

@@ -14,6 +14,9 @@ type Certificates interface {
 	Describe() (any, error)
 	// Renew has the node's own signed anew, and puts it to use.
 	Renew(ctx context.Context) (any, error)
+	// Trust has the node trust these CAs alone, with the key of one on a manager, and
+	// puts that to use.
+	Trust(ctx context.Context, cas, key []byte) error
 	// Sign makes the certificate that a member asks for, as PEM, by a CSR.
 	Sign(member cluster.Node, csr []byte) ([]byte, error)
 }
@@ -21,6 +24,13 @@ type Certificates interface {
 // SignRequest is the body of POST /api/v1/certificates/sign.
 type SignRequest struct {
 	CSR []byte `json:"csr"`
+}
+
+// TrustRequest is the body of POST /api/v1/certificates/trust: the CAs, as PEM, the one
+// that signs first, and the key of one of them, which a manager is given.
+type TrustRequest struct {
+	CAs []byte `json:"cas"`
+	Key []byte `json:"key,omitempty"`
 }
 
 // SignReply answers it.
@@ -39,6 +49,11 @@ func (b Backend) certificates(mux *http.ServeMux) {
 	}))
 	mux.Handle("POST /api/v1/certificates/renew", b.members(func(w http.ResponseWriter, r *http.Request) {
 		answer(w, r, func(ctx context.Context, _ struct{}) (any, error) { return b.Certificates.Renew(ctx) })
+	}))
+	mux.Handle("POST /api/v1/certificates/trust", b.managers(func(w http.ResponseWriter, r *http.Request) {
+		answer(w, r, func(ctx context.Context, in TrustRequest) (any, error) {
+			return struct{}{}, b.Certificates.Trust(ctx, in.CAs, in.Key)
+		})
 	}))
 	mux.Handle("POST /api/v1/certificates/sign", b.members(func(w http.ResponseWriter, r *http.Request) {
 		name, _ := b.Caller(r.TLS) // who asks is told by the certificate that it has
@@ -61,6 +76,11 @@ func (c *Client) Certificates(ctx context.Context, n cluster.Node, out any) erro
 // Renew has the node renew its certificate; out is decoded into.
 func (c *Client) Renew(ctx context.Context, n cluster.Node, out any) error {
 	return c.call(ctx, http.MethodPost, n, "certificates/renew", struct{}{}, out)
+}
+
+// Trust has the node trust these CAs.
+func (c *Client) Trust(ctx context.Context, n cluster.Node, cas, key []byte) error {
+	return c.call(ctx, http.MethodPost, n, "certificates/trust", TrustRequest{cas, key}, nil)
 }
 
 // Sign asks a manager to sign this node's certificate.

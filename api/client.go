@@ -21,14 +21,41 @@ type Client struct{ http *http.Client }
 // NewClient returns a client that shows and checks certificates as conf says.
 // The address of a node is a name of its certificate.
 func NewClient(conf *tls.Config) *Client {
+	return newClient(&http.Transport{TLSClientConfig: conf})
+}
+
+// NewMemberClient returns a client that lives long: conf is asked for each connection,
+// and told the address (IP) that is to be called.
+func NewMemberClient(conf func(host string) *tls.Config) *Client {
+	return newClient(&http.Transport{DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+		host, _, err := net.SplitHostPort(address)
+		if err != nil {
+			return nil, err
+		}
+		raw, err := dialer.DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		ctx, cancel := context.WithTimeout(ctx, handshakeWithin)
+		defer cancel()
+		conn := tls.Client(raw, conf(host))
+		if err := conn.HandshakeContext(ctx); err != nil {
+			raw.Close()
+			return nil, err
+		}
+		return conn, nil
+	}})
+}
+
+var dialer = &net.Dialer{Timeout: 2 * time.Second, KeepAlive: 5 * time.Second}
+
+const handshakeWithin = 5 * time.Second
+
+func newClient(t *http.Transport) *Client {
+	t.DialContext, t.TLSHandshakeTimeout = dialer.DialContext, handshakeWithin
+	t.MaxIdleConnsPerHost, t.IdleConnTimeout = 2, 5*time.Minute
 	return &Client{&http.Client{
-		Transport: &http.Transport{
-			TLSClientConfig:     conf,
-			DialContext:         (&net.Dialer{Timeout: 2 * time.Second, KeepAlive: 5 * time.Second}).DialContext,
-			TLSHandshakeTimeout: 5 * time.Second,
-			MaxIdleConnsPerHost: 2,
-			IdleConnTimeout:     5 * time.Minute,
-		},
+		Transport: t,
 		// The node that is called is the one that is meant: should another have
 		// become active, that one is not to hand over in its place.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -103,6 +130,27 @@ func (c *Client) Force(ctx context.Context, n cluster.Node) error {
 func (c *Client) Join(ctx context.Context, address string, in JoinRequest) (out JoinReply, err error) {
 	err = c.do(ctx, http.MethodPost, "https://"+address+"/api/v1/join", address, in, &out)
 	return out, err
+}
+
+// Clock asks what the clock of the member at address (IP:port) shows, which needs no
+// certificate. By what it took to find out, and half a second, the time may be wrong.
+func (c *Client) Clock(ctx context.Context, address string) (shows time.Time, took time.Duration, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+address+"/api/v1/ping", nil)
+	if err != nil {
+		return shows, 0, fmt.Errorf("ask %s: %w", address, err)
+	}
+	began := time.Now()
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return shows, 0, fmt.Errorf("ask %s: %w", address, err)
+	}
+	defer resp.Body.Close()
+	// It is sent with every answer, in whole seconds.
+	shows, err = http.ParseTime(resp.Header.Get("Date"))
+	if err != nil {
+		return shows, 0, fmt.Errorf("ask %s what its clock shows: %w", address, err)
+	}
+	return shows.Add(time.Second / 2), time.Since(began), nil
 }
 
 func (c *Client) call(ctx context.Context, method string, n cluster.Node, path string, in, out any) error {

@@ -71,7 +71,7 @@ func TestOrdersAreSentOn(t *testing.T) {
 	first := serve(t, active(), admitter{})
 	second := serveAs(t, first.ca, standby(), admitter{})
 	second.node.active = first.self
-	conf := first.as(t, "n5")
+	conf := first.as(t, "n2")
 	mustBe(t, api.NewClient(conf).SetActive(t.Context(), second.self, api.SetActiveRequest{Node: "n2"}), 307, api.CodeNotActive)
 
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: conf}}

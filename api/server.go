@@ -151,7 +151,8 @@ type DrillRequest struct {
 }
 
 // members lets only callers through whose certificate names a present member:
-// a certificate outlives the membership of its node.
+// a certificate outlives the membership of its node. A node that has not heard of
+// the cluster yet, as right after it has joined, knows nobody, and lets all through.
 func (b Backend) members(next http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		name, ok := b.Caller(r.TLS)
@@ -159,8 +160,13 @@ func (b Backend) members(next http.HandlerFunc) http.Handler {
 			fail(w, Errorf(http.StatusForbidden, CodeForbidden, "a certificate of a member is needed"))
 			return
 		}
-		if _, removed := b.View().Removed[name]; removed {
+		view := b.View()
+		if _, removed := view.Removed[name]; removed {
 			fail(w, Errorf(http.StatusForbidden, CodeRemoved, "%s was removed from the cluster", name))
+			return
+		}
+		if _, present := view.Nodes[name]; !present && view.Info != nil {
+			fail(w, Errorf(http.StatusForbidden, CodeForbidden, "%s is not a member of the cluster, as far as this node knows", name))
 			return
 		}
 		next(w, r)

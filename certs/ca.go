@@ -59,9 +59,18 @@ func (d Dir) newCA(clusterID string, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	serial, err := serialNumber()
+	text, err := makeCA(clusterID, key, now)
 	if err != nil {
 		return err
+	}
+	return d.write(d.CAFile(), text, public)
+}
+
+// makeCA is the certificate of a CA, as PEM.
+func makeCA(clusterID string, key crypto.Signer, now time.Time) ([]byte, error) {
+	serial, err := serialNumber()
+	if err != nil {
+		return nil, err
 	}
 	template := &x509.Certificate{
 		SerialNumber:          serial,
@@ -75,18 +84,24 @@ func (d Dir) newCA(clusterID string, now time.Time) error {
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
-		return fmt.Errorf("make CA: %w", err)
+		return nil, fmt.Errorf("make CA: %w", err)
 	}
-	return d.write(d.CAFile(), encodePEM(blockCert, der), public)
+	return encodePEM(blockCert, der), nil
 }
 
 // authority is the CA with its key, if this node holds it and it is valid.
 func (d Dir) authority(now time.Time) (*x509.Certificate, crypto.Signer, error) {
-	ca, err := d.ca()
+	cas, err := d.cas()
 	if err != nil {
 		return nil, nil, err
 	}
+	ca := cas[0]
 	key, err := d.key(d.CAKeyFile(), false)
+	if err == nil {
+		if of := keyed(cas, key); of != nil {
+			ca = of
+		}
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil, ErrNoCA
@@ -102,16 +117,13 @@ func (d Dir) authority(now time.Time) (*x509.Certificate, crypto.Signer, error) 
 	return ca, key, nil
 }
 
+// ca is the CA that signs.
 func (d Dir) ca() (*x509.Certificate, error) {
-	text, err := d.CA()
+	cas, err := d.cas()
 	if err != nil {
 		return nil, err
 	}
-	ca, err := parseCert(text)
-	if err != nil {
-		return nil, fmt.Errorf("certificate %s: %w", d.CAFile(), err)
-	}
-	return ca, nil
+	return cas[0], nil
 }
 
 // Pin names the CA by its public key: "sha256:" and the hex SHA-256 of the
@@ -286,7 +298,7 @@ func serialNumber() (*big.Int, error) {
 // signed it for the key of this node. Otherwise the error wraps ErrMismatch, and
 // nothing is changed.
 func (d Dir) Install(caPEM, certPEM []byte) error {
-	ca, err := parseCert(caPEM)
+	cas, err := parseCAs(caPEM)
 	if err != nil {
 		return fmt.Errorf("install certificate: CA: %w", err)
 	}
@@ -301,7 +313,11 @@ func (d Dir) Install(caPEM, certPEM []byte) error {
 	if !key.PublicKey.Equal(cert.PublicKey) {
 		return fmt.Errorf("install certificate: %w: it is not for the key of this node", ErrMismatch)
 	}
-	if err := verify(cert, ca, x509.ExtKeyUsageAny); err != nil {
+	ca := signerOf(cert, cas)
+	if ca == nil {
+		ca = cas[0]
+	}
+	if err := verify(cert, ca, x509.ExtKeyUsageAny, time.Now()); err != nil {
 		return fmt.Errorf("install certificate: %w: %w", ErrMismatch, err)
 	}
 	if err := d.write(d.CAFile(), caPEM, public); err != nil {
@@ -313,7 +329,7 @@ func (d Dir) Install(caPEM, certPEM []byte) error {
 // InstallCAKey keeps the CA's key on a manager, after a check that it is the key
 // of the CA that was installed.
 func (d Dir) InstallCAKey(keyPEM []byte) error {
-	ca, err := d.ca()
+	cas, err := d.cas()
 	if err != nil {
 		return fmt.Errorf("install CA key: %w", err)
 	}
@@ -321,16 +337,16 @@ func (d Dir) InstallCAKey(keyPEM []byte) error {
 	if err != nil {
 		return fmt.Errorf("install CA key: %w", err)
 	}
-	if !key.PublicKey.Equal(ca.PublicKey) {
+	if keyed(cas, key) == nil {
 		return fmt.Errorf("install CA key: %w: it is not the key of %s", ErrMismatch, d.CAFile())
 	}
 	return d.write(d.CAKeyFile(), keyPEM, private)
 }
 
-// verify says whether ca signed cert, both are valid now and cert may be used so.
-func verify(cert, ca *x509.Certificate, usage x509.ExtKeyUsage) error {
+// verify says whether ca signed cert, both are valid then and cert may be used so.
+func verify(cert, ca *x509.Certificate, usage x509.ExtKeyUsage, then time.Time) error {
 	roots := x509.NewCertPool()
 	roots.AddCert(ca)
-	_, err := cert.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{usage}})
+	_, err := cert.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: then, KeyUsages: []x509.ExtKeyUsage{usage}})
 	return err
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
@@ -53,7 +54,8 @@ func (d Dir) write(file string, text []byte, mode os.FileMode) error {
 	return statefile.WriteText(file, text, mode)
 }
 
-// CA returns the CA's certificate as PEM.
+// CA returns the CA's certificate as PEM, and while it is replaced that of the other
+// too.
 func (d Dir) CA() ([]byte, error) { return read(d.CAFile()) }
 
 // CAKey returns the CA's private key as PEM, to be given to another manager. It
@@ -73,9 +75,44 @@ func (d Dir) GossipKey() (string, error) {
 func read(file string) ([]byte, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
-		return nil, fmt.Errorf("read certificates: %w", err)
+		return nil, fmt.Errorf("read certificates: %w", mayNot(err, file))
 	}
 	return text, nil
+}
+
+// Pair is this node's certificate with its key. The error says what to do.
+func (d Dir) Pair() (tls.Certificate, error) {
+	cert, err := tls.LoadX509KeyPair(d.CertFile(), d.KeyFile())
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return cert, fmt.Errorf("load certificate of this node: %w", mayNot(err, d.KeyFile()))
+	case err != nil:
+		return cert, fmt.Errorf("load certificate of this node, %s with %s: %w; on a manager 'sudo understudy certs rotate --offline' makes a new one, a runner has to be removed and to join again",
+			d.CertFile(), d.KeyFile(), err)
+	}
+	return cert, nil
+}
+
+// mayNot adds to the error of a file that may not be read who may.
+func mayNot(err error, file string) error {
+	if !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return fmt.Errorf("%w; commands read it with sudo, and the daemons when 'chown -R understudy:understudy %s' was done", err, filepath.Dir(file))
+}
+
+// spoilt is the error of a file of this folder that does not hold what it should.
+func (d Dir) spoilt(file string, err error) error {
+	remedy := "copy it from another member"
+	switch file {
+	case d.CAKeyFile(), d.NextCAKeyFile():
+		remedy = "copy it from another manager"
+	case d.CertFile():
+		remedy = "on a manager 'sudo understudy certs rotate --offline' makes a new one, a runner has to be removed and to join again"
+	case d.KeyFile():
+		remedy = "on a manager delete it, and 'sudo understudy certs rotate --offline' makes another, a runner has to be removed and to join again"
+	}
+	return fmt.Errorf("%s: %w; %s", file, err, remedy)
 }
 
 // NewGossipKey makes a gossip key where there is none.
@@ -104,25 +141,34 @@ func (d Dir) key(file string, create bool) (*ecdsa.PrivateKey, error) {
 	case err == nil:
 		key, err := parseKey(text)
 		if err != nil {
-			return nil, fmt.Errorf("key %s: %w", file, err)
+			return nil, fmt.Errorf("key %w", d.spoilt(file, err))
 		}
 		return key, nil
 	case !create || !errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("read key: %w", err)
+		return nil, fmt.Errorf("read key: %w", mayNot(err, file))
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, made, err := newKey()
 	if err != nil {
-		return nil, fmt.Errorf("make key: %w", err)
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, fmt.Errorf("make key: %w", err)
+		return nil, err
 	}
 	mode := os.FileMode(private)
 	if file == d.KeyFile() {
 		mode = shared
 	}
-	return key, d.write(file, encodePEM(blockKey, der), mode)
+	return key, d.write(file, made, mode)
+}
+
+// newKey makes a private key, and its PEM.
+func newKey() (*ecdsa.PrivateKey, []byte, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make key: %w", err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make key: %w", err)
+	}
+	return key, encodePEM(blockKey, der), nil
 }
 
 // The names of PEM blocks.

@@ -2,6 +2,7 @@ package certs
 
 import (
 	"crypto/x509"
+	"fmt"
 	"time"
 )
 
@@ -19,21 +20,36 @@ func (i Info) Due(now time.Time) bool {
 	return now.After(i.NotBefore.Add(i.NotAfter.Sub(i.NotBefore) * 2 / 3))
 }
 
-// Info describes this node's certificate and the CA's.
-func (d Dir) Info() (own, ca Info, err error) {
-	authority, err := d.ca()
+// Trusted is what this node has: its own certificate, and the CAs that it trusts, the
+// one that signs first. Signer is the fingerprint of the one that signed its own.
+type Trusted struct {
+	Own    Info   `json:"own"`
+	Signer string `json:"signer"`
+	CAs    []Info `json:"cas"`
+}
+
+// Info describes this node's certificate and the CAs.
+func (d Dir) Info() (t Trusted, err error) {
+	cas, err := d.cas()
 	if err != nil {
-		return own, ca, err
+		return t, err
 	}
 	text, err := d.Cert()
 	if err != nil {
-		return own, ca, err
+		return t, err
 	}
-	cert, err := parseCert(text)
+	own, err := parseCert(text)
 	if err != nil {
-		return own, ca, err
+		return t, fmt.Errorf("certificate %w", d.spoilt(d.CertFile(), err))
 	}
-	return infoOf(cert), infoOf(authority), nil
+	t.Own = infoOf(own)
+	if ca := signerOf(own, cas); ca != nil {
+		t.Signer = hexSum(ca.Raw)
+	}
+	for _, ca := range cas {
+		t.CAs = append(t.CAs, infoOf(ca))
+	}
+	return t, nil
 }
 
 func infoOf(c *x509.Certificate) Info {

@@ -3,6 +3,7 @@ package certs
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -12,42 +13,80 @@ import (
 // ServerTLS is for listeners of our own protocols: TLS 1.3, with this node's
 // certificate and the CA behind it, so that a joining node can compare the pin.
 // A client's certificate is verified where one is given: see PeerName. The
-// node's certificate is read again when its file changes.
+// node's certificate and the CAs are read again when their files change.
 func (d Dir) ServerTLS() (*tls.Config, error) {
-	ca, own, err := d.pair()
+	cas, own, err := d.pair()
 	if err != nil {
 		return nil, fmt.Errorf("server TLS: %w", err)
 	}
-	return &tls.Config{
+	base := &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		ClientAuth: tls.VerifyClientCertIfGiven,
-		ClientCAs:  pool(ca),
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 			cert, err := own.get()
 			if err != nil {
 				return nil, err
 			}
+			known, _, err := cas.get()
+			if err != nil {
+				return nil, err
+			}
+			leaf, err := x509.ParseCertificate(cert.Certificate[0])
+			if err != nil {
+				return nil, err
+			}
 			chain := *cert
-			chain.Certificate = [][]byte{cert.Certificate[0], ca.Raw}
+			chain.Certificate = cert.Certificate[:1:1]
+			if ca := signerOf(leaf, known); ca != nil {
+				chain.Certificate = append(chain.Certificate, ca.Raw)
+			}
 			return &chain, nil
 		},
-	}, nil
+	}
+	conf := base.Clone()
+	conf.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		_, pool, err := cas.get()
+		if err != nil {
+			return nil, err
+		}
+		now := base.Clone()
+		now.ClientCAs = pool
+		return now, nil
+	}
+	return conf, nil
 }
 
 // ClientTLS is for connections to a member of the cluster, which is expected to
 // be serverName: a node name or an IP address. This node shows its certificate.
 func (d Dir) ClientTLS(serverName string) (*tls.Config, error) {
-	ca, own, err := d.pair()
+	conf, err := d.Clients()
+	if err == nil && serverName == "" {
+		err = errors.New("client TLS: it is not said who is expected")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return conf(serverName), nil
+}
+
+// Clients makes the settings of ClientTLS for one member after the other. All of them
+// read this node's certificate and the CAs again when their files change.
+func (d Dir) Clients() (func(serverName string) *tls.Config, error) {
+	cas, own, err := d.pair()
 	if err != nil {
 		return nil, fmt.Errorf("client TLS: %w", err)
 	}
-	return &tls.Config{
-		MinVersion: tls.VersionTLS13,
-		ServerName: serverName,
-		RootCAs:    pool(ca),
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			return own.get()
-		},
+	return func(serverName string) *tls.Config {
+		return &tls.Config{
+			MinVersion: tls.VersionTLS13,
+			ServerName: serverName,
+			// VerifyConnection does what Go would, with the CAs that there are by then.
+			InsecureSkipVerify: true,
+			VerifyConnection:   func(c tls.ConnectionState) error { return cas.verify(c, serverName) },
+			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+				return own.get()
+			},
+		}
 	}, nil
 }
 
@@ -55,6 +94,18 @@ func (d Dir) ClientTLS(serverName string) (*tls.Config, error) {
 // it accepts only a server whose certificate is signed by the CA with this pin.
 // The handshake fails with ErrWrongPin where the server shows another CA.
 func BootstrapTLS(pin string) *tls.Config {
+	return pinned(pin, func(*x509.Certificate) time.Time { return time.Now() })
+}
+
+// ClockTLS is BootstrapTLS for the question what a member's clock shows: by a clock
+// that is wrong here no certificate can be judged, so this one takes no notice of when
+// they are valid.
+func ClockTLS(pin string) *tls.Config {
+	return pinned(pin, func(shown *x509.Certificate) time.Time { return shown.NotAfter })
+}
+
+// pinned verifies what a server shows as of a time.
+func pinned(pin string, at func(shown *x509.Certificate) time.Time) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		// VerifyConnection below does what Go would: the CA is not known
@@ -63,7 +114,8 @@ func BootstrapTLS(pin string) *tls.Config {
 		VerifyConnection: func(c tls.ConnectionState) error {
 			for _, ca := range c.PeerCertificates {
 				if hasPin(ca, pin) {
-					return verify(c.PeerCertificates[0], ca, x509.ExtKeyUsageServerAuth)
+					shown := c.PeerCertificates[0]
+					return verify(shown, ca, x509.ExtKeyUsageServerAuth, at(shown))
 				}
 			}
 			return ErrWrongPin
@@ -80,20 +132,14 @@ func PeerName(c *tls.ConnectionState) (string, bool) {
 	return c.VerifiedChains[0][0].Subject.CommonName, true
 }
 
-func (d Dir) pair() (*x509.Certificate, *reloaded, error) {
-	ca, err := d.ca()
-	if err != nil {
+func (d Dir) pair() (*trusted, *reloaded, error) {
+	cas := &trusted{dir: d}
+	if _, _, err := cas.get(); err != nil {
 		return nil, nil, err
 	}
 	own := &reloaded{dir: d}
-	_, err = own.get()
-	return ca, own, err
-}
-
-func pool(ca *x509.Certificate) *x509.CertPool {
-	p := x509.NewCertPool()
-	p.AddCert(ca)
-	return p
+	_, err := own.get()
+	return cas, own, err
 }
 
 // reloaded is this node's certificate, read again when its file was replaced.
@@ -121,12 +167,12 @@ func (r *reloaded) get() (*tls.Certificate, error) {
 	if r.cert != nil && (err != nil || now == r.seen) {
 		return r.cert, nil
 	}
-	cert, err := tls.LoadX509KeyPair(r.dir.CertFile(), r.dir.KeyFile())
+	cert, err := r.dir.Pair()
 	if err != nil {
 		if r.cert != nil {
 			return r.cert, nil
 		}
-		return nil, fmt.Errorf("load certificate of this node: %w", err)
+		return nil, err
 	}
 	r.cert, r.seen = &cert, now
 	return r.cert, nil

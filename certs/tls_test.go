@@ -55,7 +55,7 @@ func shake(t *testing.T, server, client *tls.Config) (peer string, serverErr, cl
 
 func TestHandshakes(t *testing.T) {
 	now := time.Now()
-	expired := now.Add(-lifeOfNode - time.Hour)
+	expired, ahead := now.Add(-lifeOfNode-time.Hour), now.Add(2*time.Hour)
 	ca, foreign := newCA(t), newCA(t)
 	pin, err := ca.Pin()
 	check(t, err)
@@ -88,6 +88,10 @@ func TestHandshakes(t *testing.T) {
 		{"joining, right pin", node(ca, "n1", now), BootstrapTLS(pin), "", ""},
 		{"joining, wrong pin", node(ca, "n1", now), BootstrapTLS(foreignPin), "", ErrWrongPin.Error()},
 		{"joining, expired server", node(ca, "n1", expired), BootstrapTLS(pin), "", "expired"},
+		{"joining, server of a clock that is ahead", node(ca, "n1", ahead), BootstrapTLS(pin), "", "not yet valid"},
+		{"asking for the time, an expired server", node(ca, "n1", now.Add(-lifeOfNode-time.Minute)), ClockTLS(pin), "", ""},
+		{"asking for the time, server of a clock that is ahead", node(ca, "n1", ahead), ClockTLS(pin), "", ""},
+		{"asking for the time, wrong pin", node(ca, "n1", now), ClockTLS(foreignPin), "", ErrWrongPin.Error()},
 	} {
 		t.Run(test.what, func(t *testing.T) {
 			server, err := test.server.ServerTLS()
@@ -131,8 +135,10 @@ func foreignClient(t *testing.T, ca, d Dir) *tls.Config {
 	check(t, err)
 	own, err := tls.LoadX509KeyPair(d.CertFile(), d.KeyFile())
 	check(t, err)
+	roots := x509.NewCertPool()
+	roots.AddCert(root)
 	return &tls.Config{
-		ServerName: "n1", RootCAs: pool(root),
+		ServerName: "n1", RootCAs: roots,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &own, nil },
 	}
 }
@@ -153,9 +159,8 @@ func TestReload(t *testing.T) {
 	n2 := joined(t, ca, "n2", "127.0.0.3", time.Now())
 	server, err := n1.ServerTLS()
 	check(t, err)
-	client, err := n2.ClientTLS("")
+	client, err := n2.ClientTLS("n1")
 	check(t, err)
-	client.InsecureSkipVerify = true
 	var seen []string
 	client.VerifyConnection = func(c tls.ConnectionState) error {
 		seen = append(seen, hexSum(c.PeerCertificates[0].Raw))

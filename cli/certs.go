@@ -25,36 +25,41 @@ func certsCommand() *urfave.Command {
 				UsageText: "understudy certs show [--json]\n\nexample: understudy certs show"},
 			{Name: "rotate", Usage: "give members new certificates, without a restart or a failover", ArgsUsage: "[NAME...]",
 				Flags: []urfave.Flag{
+					&urfave.BoolFlag{Name: "ca", Usage: "the CA too: all members trust both, then get certificates of the new one, then trust that alone"},
 					&urfave.BoolFlag{Name: "offline", Usage: "of this host alone, without asking anybody: where certificates have expired"},
 					timeoutFlag(120 * time.Second)},
 				Action: rotateCerts,
 				UsageText: "understudy certs rotate [options] [NAME...]\n\nWithout a name, of every member, one after the other. Members renew theirs by themselves when two thirds of its life are over.\n\n" +
-					"example: understudy certs rotate alpha\n         sudo understudy certs rotate --offline"},
+					"With --ca the cluster gets a new CA first. Every member must answer; join tokens that were made before are good no more.\n\n" +
+					"example: understudy certs rotate alpha\n         understudy certs rotate --ca\n         sudo understudy certs rotate --offline"},
 		},
 	}
 }
 
 // certRow is one line of certs show, and one object of its JSON.
 type certRow struct {
-	Node  string      `json:"node"` // empty: the CA
+	Node  string      `json:"node"` // empty: the CA, and then the other one while it is replaced
 	Valid *certs.Info `json:"certificate"`
 	Error string      `json:"error,omitempty"`
 }
 
 func showCerts(c *urfave.Context, m *member, _ []string) error {
-	own, ca, err := m.host.Certs.Info()
+	has, err := m.host.Certs.Info()
 	if err != nil {
 		return err
 	}
-	rows := []certRow{{Valid: &ca}}
+	var rows []certRow
+	for _, ca := range has.CAs {
+		rows = append(rows, certRow{Valid: &ca})
+	}
 	view, err := m.view(c.Context)
 	if err != nil { // as where all have expired
-		rows = append(rows, certRow{Node: m.host.Record.Node.Name, Valid: &own})
+		rows = append(rows, certRow{Node: m.host.Record.Node.Name, Valid: &has.Own})
 	}
 	for _, name := range slices.Sorted(maps.Keys(view.Nodes)) {
 		row := certRow{Node: name}
 		ctx, cancel := context.WithTimeout(c.Context, askWithin)
-		var told membership.Certificates
+		var told certs.Trusted
 		if err := m.peers.Certificates(ctx, view.Nodes[name], &told); err != nil {
 			row.Error = err.Error()
 		} else {
@@ -77,10 +82,13 @@ const askWithin = 5 * time.Second
 
 func printCerts(w io.Writer, rows []certRow, now time.Time) {
 	var lines [][]string
-	for _, r := range rows {
+	for i, r := range rows {
 		line := []string{orDash(r.Node), "-", "-", "-", "-"}
 		if r.Node == "" {
 			line[0] = "(CA)"
+			if i > 0 { // while it is replaced; the first one signs
+				line[0] = "(other CA)"
+			}
 		}
 		if v := r.Valid; v != nil {
 			renewed := v.NotBefore.Add(v.NotAfter.Sub(v.NotBefore) * 2 / 3).Format(time.DateOnly)
@@ -103,9 +111,33 @@ func printCerts(w io.Writer, rows []certRow, now time.Time) {
 	}
 }
 
+// warnOfCertificate says why nobody believes this host, where that is so: what a command
+// runs into by itself does not tell.
+func warnOfCertificate(w io.Writer, h *node.Host, now time.Time) {
+	has, err := h.Certs.Info()
+	if err != nil {
+		return // whatever needs it has said so
+	}
+	own := has.Own
+	name := h.Record.Node.Name
+	switch {
+	case now.Before(own.NotBefore):
+		fmt.Fprintf(w, "The certificate of %s is not valid before %s UTC: is the clock of this host right?\n", name, own.NotBefore.UTC().Format(time.DateTime))
+	case now.Before(own.NotAfter):
+	case h.Record.Node.Kind == cluster.Runner:
+		fmt.Fprintf(w, "The certificate of %s expired on %s: remove it with 'understudy cluster nodes remove %s' on another member, and let it join again.\n",
+			name, own.NotAfter.Format(time.DateOnly), name)
+	default:
+		fmt.Fprintf(w, "The certificate of %s expired on %s: 'sudo understudy certs rotate --offline' makes a new one.\n", name, own.NotAfter.Format(time.DateOnly))
+	}
+}
+
 func rotateCerts(c *urfave.Context) error {
 	ctx, cancel := withTimeout(c)
 	defer cancel()
+	if c.Bool("ca") && (c.Bool("offline") || c.Args().Present()) {
+		return usagef("--ca is of all members, and takes neither a name nor --offline")
+	}
 	if c.Bool("offline") {
 		if c.Args().Present() {
 			return usagef("--offline is of this host alone, and takes no name")
@@ -117,6 +149,14 @@ func rotateCerts(c *urfave.Context) error {
 		return err
 	}
 	defer m.close()
+	if c.Bool("ca") {
+		say := func(line string) { fmt.Fprintln(out(c), line) }
+		if err := (membership.Succession{Host: m.host, Peers: m.peers, View: m.view, Say: say}).Run(ctx); err != nil {
+			return err
+		}
+		say("The cluster has a new CA. Join tokens that were made before are good no more.")
+		return nil
+	}
 	view, err := m.view(ctx)
 	if err != nil {
 		return fmt.Errorf("%w; where certificates have expired, 'understudy certs rotate --offline' on each host", err)

@@ -172,6 +172,7 @@ func openMember(c *urfave.Context) (*member, error) {
 	if m.peers, err = h.Peers(); err != nil {
 		return nil, err
 	}
+	warnOfCertificate(c.App.ErrWriter, h, time.Now())
 	return m, nil
 }
 

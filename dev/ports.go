@@ -16,10 +16,13 @@ import (
 	"github.com/understudy-ha/understudy/config"
 )
 
-// ports are what every node listens on.
+// ports are what every node listens on, with the example manager.
 func ports() []int {
-	d := config.Defaults()
-	return []int{PortPostgres, 8300, 8301, PortConsul, 8600, d.StatusPort(), d.APIPort(), config.FileSyncPort, PortNotes}
+	numbers := []int{PortNotes}
+	for _, p := range config.Defaults().Ports() {
+		numbers = append(numbers, p.Number)
+	}
+	return numbers
 }
 
 // checkPorts returns an error that names every port of an address that is in

@@ -3,7 +3,9 @@ package docs
 import (
 	"flag"
 	"fmt"
+	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +14,7 @@ import (
 	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/config"
 	"github.com/understudy-ha/understudy/haproxy"
+	"github.com/understudy-ha/understudy/pgrepl"
 )
 
 var update = flag.Bool("update", false, "write what follows from the code into the documents")
@@ -24,6 +27,7 @@ var generated = map[string]func() string{
 	"checks":        checkTable,
 	"options":       optionTable,
 	"defaults":      portTable,
+	"doors":         doorTable,
 	"haproxy":       haproxySample,
 }
 
@@ -186,22 +190,65 @@ func haproxySample() string {
 	return "```haproxy\n" + text + "```\n"
 }
 
+// doors say of each port what config.Ports does not: the protocol, who connects, by
+// which setting it is chosen, who gets in, and what everybody else gets.
+var doors = map[string]struct{ protocol, who, what, set, in, out string }{
+	config.PortPostgres: {"TCP", "clients, the other nodes", "PostgreSQL", "`postgres.port`",
+		"as `" + pgrepl.ReplicaRole + "`, which replicates, the certificate of a manager; as `" + pgrepl.AdminRole + "` nobody; clients as your `pg_hba.conf` says, while the node lets clients in",
+		"no session"},
+	config.PortStatus: {"TCP, plain HTTP", "load balancers", "`/status`", "`status.listen`",
+		"whoever reaches it, to read what the node is; with `status.basic_auth_file` whoever has the password",
+		"nothing here changes anything; 401 without that password"},
+	config.PortAPI: {"TCP, HTTPS", "the other nodes, hosts that join", "API", "`api.listen`",
+		"a present member, by its certificate; runners do not vote. Without one: `join`, with a token, and what the port of `/status` shows",
+		"403; with a certificate of another CA no connection"},
+	config.PortConsulServer: {"TCP, mTLS", "the other nodes", "Consul's servers", "fixed",
+		"a certificate of the cluster's CA; for Raft that of a manager", "no connection"},
+	config.PortConsulGossip: {"TCP and UDP, encrypted", "the other nodes", "Consul's gossip", "fixed",
+		"who has the gossip key", "no answer"},
+	config.PortConsulAPI: {"TCP, mTLS", "this host's daemons", "Consul's API", "fixed",
+		"programs of this host, with a certificate of the cluster's CA", "no connection"},
+	config.PortConsulDNS: {"UDP and TCP", "this host's programs", "Consul's DNS", "fixed",
+		"programs of this host, to read names and addresses of members", "names outside of `consul` are refused"},
+	config.PortSyncthing: {"TCP, mTLS", "the other nodes", "Syncthing", "fixed",
+		"the certificate that a present member has now", "no connection; one of the cluster's CA that is no member's: no folder"},
+}
+
+// nodesAddress is that of no node, in place of which tables say what it is.
+const nodesAddress = "the node's address"
+
+func listensOn(p config.Port) string {
+	host, _, _ := net.SplitHostPort(p.On(nodesAddress))
+	if p.Of == config.PortPostgres {
+		return host + " and 127.0.0.1"
+	}
+	return host
+}
+
 func portTable() string {
-	d := config.Defaults()
 	rows := [][]string{{"Port", "Protocol", "Listens on", "Who connects", "What", "Set by"}}
-	for _, r := range [][]string{
-		{fmt.Sprint(d.Postgres.Port), "TCP", "the node's address and 127.0.0.1", "clients, the other nodes", "PostgreSQL", "`postgres.port`"},
-		{fmt.Sprint(d.StatusPort()), "TCP, plain HTTP", "the node's address", "load balancers", "`/status`", "`status.listen`"},
-		{fmt.Sprint(d.APIPort()), "TCP, HTTPS", "the node's address", "the other nodes, hosts that join", "API", "`api.listen`"},
-		{"8300", "TCP, mTLS", "the node's address", "the other nodes", "Consul's servers", "fixed"},
-		{"8301", "TCP and UDP, encrypted", "the node's address", "the other nodes", "Consul's gossip", "fixed"},
-		{"8500", "TCP, mTLS", "127.0.0.1", "this host's daemons", "Consul's API", "fixed"},
-		{"8600", "UDP and TCP", "127.0.0.1", "this host's programs", "Consul's DNS", "fixed"},
-		{fmt.Sprint(config.FileSyncPort), "TCP, mTLS", "the node's address", "the other nodes", "Syncthing", "fixed"},
-	} {
-		rows = append(rows, r)
+	for _, p := range config.Defaults().Ports() {
+		d := doors[p.Of]
+		rows = append(rows, []string{fmt.Sprint(p.Number), d.protocol, listensOn(p), d.who, d.what, d.set})
 	}
 	return table(rows)
+}
+
+// doorTable is also what e2e.TestPorts reads, knocks on, and compares with what is open.
+func doorTable() string {
+	rows := [][]string{{"Port", "Protocol", "Listens on", "What", "Who gets in", "Everybody else"}}
+	for _, p := range config.Defaults().Ports() {
+		d := doors[p.Of]
+		rows = append(rows, []string{fmt.Sprint(p.Number), d.protocol, listensOn(p), d.what, d.in, d.out})
+	}
+	l, d := config.Paths("/"), config.Defaults()
+	socket := fmt.Sprintf("/.s.PGSQL.%d`", d.Postgres.Port)
+	return table(append(rows,
+		[]string{"`" + l.Helper() + "`", "Unix socket", "", "postgres-helper", "the user `understudy`, and root", "no connection"},
+		[]string{"`" + filepath.Join(l.Run, "postgresql") + socket, "Unix socket", "", "PostgreSQL, for the daemons",
+			"as `" + pgrepl.AdminRole + "` the users `understudy`, `" + d.Postgres.User + "` and root; clients as on its port", "no session"},
+		[]string{"`/run/postgresql" + socket, "Unix socket", "", "PostgreSQL, for the host's own programs", "the same", "no session"},
+	))
 }
 
 // table writes Markdown. The first row is the heading.

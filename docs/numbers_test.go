@@ -25,6 +25,8 @@ func TestNumbers(t *testing.T) {
 		{"operations.md", "The two newest earlier directories are kept", "../pgrepl/marks.go", "keptOld = 2"},
 		{"operations.md", "The CA is valid for ten years, a node's certificate for two", "../certs/ca.go", "lifeOfCA   = 10 * 365 * 24 * time.Hour\n\tlifeOfNode = 2 * 365 * 24 * time.Hour"},
 		{"operations.md", "from an hour before they were made", "../certs/ca.go", "backdate = time.Hour"},
+		{"operations.md", "refuses a host whose clock is 5 minutes off", "../membership/join.go", "clockApart = 5 * time.Minute"},
+		{"operations.md", "warns from 5 s on", "../cluster/side.go", "ClockSkew = 5 * time.Second"},
 		{"operations.md", "has 1 to 40 lower-case letters", "../cluster/node.go", "has 1 to 40 lower-case letters"},
 		{"operations.md", "`make bench` does every fault five times", "../dev/bench/command.go", "Usage: \"how often each thing is measured\", Value: 5"},
 		{"operations.md", "node is thawed after 60 s", "../dev/bench/command.go", "Usage: \"how long a frozen node stands still\", Value: time.Minute"},

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -150,6 +151,28 @@ func startRefuses(t *testing.T, g *group) {
 			want(t, g.start(t, "node1"), 1, "/nonexistent/postgres is missing", "/nonexistent/pg_rewind is missing", "bin_dir")
 			untouched(t, n)
 		})
+	})
+	t.Run("a data directory of others", func(t *testing.T) {
+		dir := n.Postgres.DataDir
+		change := func(err error) {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		change(os.Chmod(dir, 0o755))
+		want(t, g.start(t, "node1"), 1, dir+" has the mode 0755", "chmod 0700 "+dir)
+		change(os.Chmod(dir, 0o700))
+		untouched(t, n)
+		if os.Geteuid() != 0 {
+			return // only root can give files away
+		}
+		owned, err := os.Stat(dir)
+		change(err)
+		is, file := owned.Sys().(*syscall.Stat_t), filepath.Join(dir, "PG_VERSION")
+		change(os.Chown(file, 0, 0))
+		want(t, g.start(t, "node1"), 1, file+" belongs to root", "chown -R ")
+		change(os.Chown(file, int(is.Uid), int(is.Gid)))
+		untouched(t, n)
 	})
 	t.Run("a port in use", func(t *testing.T) {
 		for what, port := range map[string]string{"/status": "8008", "the API": "8009", "Consul's API": "8500", "Syncthing": "22000"} {

@@ -7,10 +7,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 
 	"github.com/understudy-ha/understudy/cluster"
+	"github.com/understudy-ha/understudy/config"
 	"github.com/understudy-ha/understudy/node"
 	"github.com/understudy-ha/understudy/packaging"
 	"github.com/understudy-ha/understudy/statefile"
@@ -25,10 +26,13 @@ const (
 
 // preflight finds what would make a later step fail, before anything is changed.
 func preflight(ctx context.Context, h *node.Host) error {
-	ports := portsOf(h.Record.Node)
+	ports := portsOf(h)
 	var problems []error
 	if h.Record.Node.Kind == cluster.Manager {
-		problems = preflightDatabase(ctx, h, ports)
+		var running bool
+		if running, problems = preflightDatabase(ctx, h); running {
+			ports = slices.DeleteFunc(ports, func(p config.Port) bool { return p.Of == config.PortPostgres })
+		}
 	}
 	problems = append(problems, freePorts(h, ports)...)
 	for _, f := range h.Config.Files {
@@ -39,12 +43,12 @@ func preflight(ctx context.Context, h *node.Host) error {
 	return errors.Join(problems...)
 }
 
-// preflightDatabase is the part of preflight for a host with a PostgreSQL. The port
-// of one that runs is its own, and is taken from those that must be free.
-func preflightDatabase(ctx context.Context, h *node.Host, ports map[string]int) (problems []error) {
+// preflightDatabase is the part of preflight for a host with a PostgreSQL. One that
+// runs has its port already.
+func preflightDatabase(ctx context.Context, h *node.Host) (running bool, problems []error) {
 	pg, err := h.Postgres()
 	if err != nil {
-		return []error{err}
+		return false, []error{err}
 	}
 	for _, p := range pg.Preflight(ctx) {
 		problems = append(problems, fmt.Errorf("%s; %s", p.What, p.Remedy))
@@ -52,48 +56,55 @@ func preflightDatabase(ctx context.Context, h *node.Host, ports map[string]int) 
 	if major, err := pg.Major(ctx); err == nil {
 		h.Record.Node.PostgresVer = major
 	}
-	running, err := h.Units().State(ctx, h.Config.Postgres.Unit)
+	unit, err := h.Units().State(ctx, h.Config.Postgres.Unit)
 	if err != nil {
 		problems = append(problems, fmt.Errorf("the unit of PostgreSQL: %w; see postgres.unit of understudy.yaml", err))
 	}
-	if running.Active == cluster.Yes {
-		delete(ports, postgresPort)
-	}
-	return problems
+	return unit.Active == cluster.Yes, problems
 }
 
-const postgresPort = "PostgreSQL"
-
 // portsOf are those that are listened on by what runs on a node.
-func portsOf(n cluster.Node) map[string]int {
-	ports := map[string]int{
-		"the API": n.Ports.API, "/status": n.Ports.Status, "Syncthing": n.Ports.FileSync,
-		"Consul's gossip": 8301, "Consul's API": 8500,
-	}
-	if n.Kind == cluster.Manager {
-		ports["Consul's servers"], ports[postgresPort] = 8300, n.Ports.Postgres
+func portsOf(h *node.Host) (ports []config.Port) {
+	for _, p := range h.Config.Ports() {
+		if !p.Managers || h.Record.Node.Kind == cluster.Manager {
+			ports = append(ports, p)
+		}
 	}
 	return ports
 }
 
 // freePorts tries every port that the daemons are going to listen on. After an
 // interrupted attempt they may already: then a unit of ours has it.
-func freePorts(h *node.Host, ports map[string]int) []error {
+func freePorts(h *node.Host, ports []config.Port) []error {
 	if len(h.Record.Done) > 0 {
 		return nil
 	}
-	n := h.Record.Node
 	var taken []error
-	for what, port := range ports {
-		address := net.JoinHostPort(n.Address, strconv.Itoa(port))
-		l, err := net.Listen("tcp", address)
-		if err != nil {
-			taken = append(taken, fmt.Errorf("%s cannot listen on %s: %w; end what listens there, or change the port in understudy.yaml", what, address, err))
-			continue
+	for _, p := range ports {
+		address := p.On(h.Record.Node.Address)
+		if err := try(address, p.UDP); err != nil {
+			taken = append(taken, fmt.Errorf("%s cannot listen on %s: %w; end what listens there, or change the port in understudy.yaml", p.Of, address, err))
 		}
-		l.Close()
 	}
 	return taken
+}
+
+// try says why an address cannot be listened on.
+func try(address string, udp bool) error {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	l.Close()
+	if !udp {
+		return nil
+	}
+	u, err := net.ListenPacket("udp", address)
+	if err != nil {
+		return err
+	}
+	u.Close()
+	return nil
 }
 
 // ConfigureConsul writes the agent's configuration.

@@ -127,15 +127,15 @@ func (j *joining) check(ctx context.Context) error {
 
 // admission shows the token, and keeps the certificate and what goes with it.
 func (j *joining) admission(ctx context.Context) error {
+	if err := j.clocks(ctx); err != nil {
+		return err
+	}
 	d, rec := j.h.Certs, &j.h.Record
 	csr, err := d.Request(rec.Node.Name, rec.Node.Address)
 	if err != nil {
 		return err
 	}
 	reply, err := node.Contact(j.pin).Join(ctx, j.contact, api.JoinRequest{TokenID: j.tokenID, Secret: j.secret, CSR: csr, Node: rec.Node})
-	if errors.Is(err, certs.ErrWrongPin) {
-		return fmt.Errorf("%w; take a token that 'understudy cluster token create' makes on a member of the very cluster", err)
-	}
 	if err != nil {
 		return err
 	}
@@ -162,6 +162,43 @@ func (j *joining) admission(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// clockApart is how far the clocks of two members may be apart. Certificates are valid
+// from an hour before they are made, and a clock that nobody sets goes on drifting.
+const clockApart = 5 * time.Minute
+
+// clocks refuses a host whose clock is far from that of the cluster: certificates are
+// valid by it, and by it the sides of a partition are compared.
+func (j *joining) clocks(ctx context.Context) error {
+	theirs, took, err := node.Clock(j.pin).Clock(ctx, j.contact)
+	if errors.Is(err, certs.ErrWrongPin) {
+		return fmt.Errorf("%w; take a token that 'understudy cluster token create' makes on a member of the very cluster", err)
+	}
+	if err != nil {
+		return err
+	}
+	ours := time.Now()
+	apart := ours.Sub(theirs)
+	switch sure := apart.Abs() - took; {
+	case sure > clockApart:
+		return fmt.Errorf("%w: %s; set it, as with 'timedatectl set-ntp true', or that of %s, and repeat the command", ErrClock, difference(apart, j.contact), j.contact)
+	case sure > cluster.ClockSkew:
+		j.progress(difference(apart, j.contact) + "; set one of them, as with 'timedatectl set-ntp true': after a partition the clocks tell which side was written last")
+	}
+	return nil
+}
+
+// ErrClock is the error of a join on a host whose clock is far from the cluster's.
+var ErrClock = errors.New("the clocks differ")
+
+// difference says by how much this host's clock is before or behind another's.
+func difference(apart time.Duration, of string) string {
+	where := "ahead of"
+	if apart < 0 {
+		where = "behind"
+	}
+	return fmt.Sprintf("the clock of this host is %s %s that of %s", apart.Abs().Round(time.Second), where, of)
 }
 
 func (j *joining) postgres(ctx context.Context) error {

@@ -13,12 +13,6 @@ import (
 	"github.com/understudy-ha/understudy/registry"
 )
 
-// Certificates are what a node tells of its own.
-type Certificates struct {
-	Own certs.Info `json:"own"`
-	CA  certs.Info `json:"ca"`
-}
-
 // Renewal replaces the certificate of a node, while it and everything that uses it go
 // on running. The node's key stays. The API, the connections of the daemons and
 // file-sync look at the certificate's file by themselves.
@@ -37,11 +31,11 @@ func (r Renewal) Renew(ctx context.Context) (certs.Info, error) {
 	if err := r.install(ctx); err != nil {
 		return certs.Info{}, fmt.Errorf("renew the certificate of %s: %w", r.Host.Record.Node.Name, err)
 	}
-	own, _, err := r.Host.Certs.Info()
+	has, err := r.Host.Certs.Info()
 	if err == nil {
 		err = r.Use(ctx)
 	}
-	return own, err
+	return has.Own, err
 }
 
 func (r Renewal) install(ctx context.Context) error {
@@ -73,7 +67,7 @@ func (r Renewal) Use(ctx context.Context) error {
 		failed = append(failed, use(ctx))
 	}
 	if err := errors.Join(failed...); err != nil {
-		return fmt.Errorf("the new certificate of %s is there, and not in use everywhere: %w; repeat the command", r.Host.Record.Node.Name, err)
+		return fmt.Errorf("what is new of the certificates of %s is there, and not in use everywhere: %w; repeat the command", r.Host.Record.Node.Name, err)
 	}
 	return nil
 }
@@ -117,12 +111,12 @@ func RestartConsul(h *node.Host) func(context.Context) error {
 // RecordCertificate tells the cluster of the certificate that this node has.
 func RecordCertificate(h *node.Host, reg *registry.Client) func(context.Context) error {
 	return func(ctx context.Context) error {
-		own, _, err := h.Certs.Info()
+		has, err := h.Certs.Info()
 		if err != nil {
 			return err
 		}
 		return reg.UpdateNode(ctx, h.Record.Node.Name, func(n *cluster.Node) error {
-			n.Fingerprint = own.Fingerprint
+			n.Fingerprint = has.Own.Fingerprint
 			return nil
 		})
 	}

@@ -149,15 +149,18 @@ func (h *Host) Units() Units {
 
 // Peers calls the other members' API.
 func (h *Host) Peers() (*api.Client, error) {
-	conf, err := h.Certs.ClientTLS("")
+	conf, err := h.Certs.Clients()
 	if err != nil {
 		return nil, err
 	}
-	return api.NewClient(conf), nil
+	return api.NewMemberClient(conf), nil
 }
 
 // Contact is a client for a manager that only the pin of a token vouches for.
 func Contact(pin string) *api.Client { return api.NewClient(certs.BootstrapTLS(pin)) }
+
+// Clock is such a client that asks what the manager's clock shows, whatever ours does.
+func Clock(pin string) *api.Client { return api.NewClient(certs.ClockTLS(pin)) }
 
 // ServerTLS is for this node's API.
 func (h *Host) ServerTLS() (*tls.Config, error) { return h.Certs.ServerTLS() }

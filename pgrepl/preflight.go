@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/user"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -86,6 +87,8 @@ func (s *Server) folderProblems() (problems []Problem) {
 		add("the data directory "+s.DataDir+" is a mount point", "use a folder inside of the mount: a clone is made beside it and swapped in")
 	case !exists(filepath.Join(s.DataDir, "PG_VERSION")):
 		add("the data directory "+s.DataDir+" is not initialised", "create it with initdb (on Debian: pg_createcluster)")
+	default:
+		problems = append(problems, s.ownerProblems(info)...)
 	}
 	if !exists(s.ConfigFile) {
 		add(s.ConfigFile+" is missing", "correct postgres.config_file")
@@ -99,6 +102,45 @@ func (s *Server) folderProblems() (problems []Problem) {
 		add("the path of the socket folder "+s.SocketDir+" is too long", fmt.Sprintf("use one of at most %d characters", maxSocketPath-len("/.s.PGSQL.65535")))
 	}
 	return problems
+}
+
+// ownerProblems are those for which PostgreSQL would not start. It looks no deeper than
+// into the data directory itself, where the first file of another user tells enough.
+func (s *Server) ownerProblems(dir os.FileInfo) (problems []Problem) {
+	others := func(file string, info os.FileInfo) bool {
+		owner := int(info.Sys().(*syscall.Stat_t).Uid)
+		if owner == s.run.UID {
+			return false
+		}
+		problems = append(problems, Problem{fmt.Sprintf("%s belongs to %s and not to %s, as which PostgreSQL runs", file, userName(owner), s.SystemUser),
+			fmt.Sprintf("'chown -R %s: %s', or correct postgres.user", s.SystemUser, s.DataDir)})
+		return true
+	}
+	if others(s.DataDir, dir) {
+		return problems
+	}
+	if mode := dir.Mode().Perm(); mode != 0o700 && mode != 0o750 {
+		problems = append(problems, Problem{fmt.Sprintf("the data directory %s has the mode %#o, with which PostgreSQL does not start", s.DataDir, mode),
+			"'chmod 0700 " + s.DataDir + "'"})
+	}
+	entries, err := os.ReadDir(s.DataDir)
+	if err != nil {
+		return append(problems, Problem{err.Error(), "run the command as root"})
+	}
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil && others(filepath.Join(s.DataDir, e.Name()), info) {
+			break
+		}
+	}
+	return problems
+}
+
+// userName is how ls names a user.
+func userName(uid int) string {
+	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
+		return u.Username
+	}
+	return strconv.Itoa(uid)
 }
 
 // maxSocketPath is what the kernel takes as the path of a Unix socket.

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -245,6 +246,50 @@ func TestPreflight(t *testing.T) {
 		if got := strings.Join(words, "; "); !strings.Contains(got, c.want) || c.want == "" && got != "" {
 			t.Errorf("%s: %q, want %q", name, got, c.want)
 		}
+	}
+}
+
+// TestPreflightOfOwners: with a data directory that root has copied, or that is open to
+// others, PostgreSQL does not start.
+func TestPreflightOfOwners(t *testing.T) {
+	t.Parallel()
+	i := pgtest.New(t, "127.10.2.11")
+	s, err := pgrepl.New(configOf(i, "node-a"))
+	must(t, err)
+	problems := func() string {
+		var all []string
+		for _, p := range s.Preflight(ctxOf(t)) {
+			all = append(all, p.What+"; "+p.Remedy)
+		}
+		return strings.Join(all, "\n")
+	}
+	for mode, want := range map[os.FileMode]string{
+		0o755: "has the mode 0755, with which PostgreSQL does not start; 'chmod 0700 " + i.DataDir + "'",
+		0o500: "has the mode 0500",
+		0o750: "", 0o700: "",
+	} {
+		must(t, os.Chmod(i.DataDir, mode))
+		if got := problems(); !strings.Contains(got, want) || want == "" && got != "" {
+			t.Errorf("mode %#o: %q, want %q", mode, got, want)
+		}
+	}
+	must(t, os.Chmod(i.DataDir, 0o700))
+	if os.Geteuid() != 0 {
+		return // only root can give files away
+	}
+	owned, err := os.Stat(i.DataDir)
+	must(t, err)
+	was := owned.Sys().(*syscall.Stat_t)
+	for _, file := range []string{i.DataDir, i.DataDir + "/global"} {
+		must(t, os.Chown(file, 0, 0))
+		want := file + " belongs to root and not to " + i.SystemUser + ", as which PostgreSQL runs; 'chown -R " + i.SystemUser + ": " + i.DataDir + "'"
+		if got := problems(); !strings.Contains(got, want) {
+			t.Errorf("%q, want %q", got, want)
+		}
+		must(t, os.Chown(file, int(was.Uid), int(was.Gid)))
+	}
+	if got := problems(); got != "" {
+		t.Errorf("all is right, but %q", got)
 	}
 }
 

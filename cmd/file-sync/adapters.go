@@ -3,10 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"net"
 	"path/filepath"
 	"strconv"
@@ -25,9 +23,9 @@ import (
 
 // options describe this host's folders and identity.
 func options(h *node.Host) (filesync.Options, error) {
-	cert, err := tls.LoadX509KeyPair(h.Certs.CertFile(), h.Certs.KeyFile())
+	cert, err := h.Certs.Pair()
 	if err != nil {
-		return filesync.Options{}, fmt.Errorf("read the node's certificate: %w", err)
+		return filesync.Options{}, err
 	}
 	ca, err := h.Certs.CA()
 	if err != nil {
@@ -62,14 +60,18 @@ func mayChown() bool {
 	return unix.Capget(&header, &data[0]) == nil && data[0].Effective&(1<<unix.CAP_CHOWN) != 0
 }
 
-// lookAgain is how often the certificate's file is looked at.
+// lookAgain is how often the files of the certificate and the CAs are looked at.
 const lookAgain = 2 * time.Second
 
-// awaitOther waits until the node has another certificate than this, in DER.
-func awaitOther(ctx context.Context, d certs.Dir, is []byte) {
+// awaitOther waits until the node has another certificate than this, in DER, or other
+// CAs than these, as PEM.
+func awaitOther(ctx context.Context, d certs.Dir, is, cas []byte) {
 	for ctx.Err() == nil {
-		pair, err := tls.LoadX509KeyPair(d.CertFile(), d.KeyFile())
+		pair, err := d.Pair()
 		if err == nil && !bytes.Equal(pair.Certificate[0], is) {
+			return
+		}
+		if now, err := d.CA(); err == nil && !bytes.Equal(now, cas) {
 			return
 		}
 		select {

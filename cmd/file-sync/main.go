@@ -35,9 +35,13 @@ func run(ctx context.Context, host *node.Host) error {
 	return nil
 }
 
-// sync mirrors the folders until ctx ends, or the node has another certificate: by
-// that its peers know it, and Syncthing cannot change it.
+// sync mirrors the folders until ctx ends, or the node has another certificate, by
+// which its peers know it, or trusts other CAs: Syncthing cannot change either.
 func sync(ctx context.Context, host *node.Host, reg *registry.Client) error {
+	cas, err := host.Certs.CA()
+	if err != nil {
+		return err
+	}
 	options, err := options(host)
 	if err != nil {
 		return err
@@ -52,11 +56,11 @@ func sync(ctx context.Context, host *node.Host, reg *registry.Client) error {
 	go announce(life, host, reg)
 	go func() {
 		defer cancel()
-		awaitOther(life, host.Certs, options.Certificate.Certificate[0])
+		awaitOther(life, host.Certs, options.Certificate.Certificate[0], cas)
 	}()
 	err = filesync.Follow(life, engine, reg, host.Record.Node.Name, host.Layout.Files(), host.Log)
 	if ctx.Err() == nil && life.Err() != nil {
-		host.Log.Info("this node has a new certificate")
+		host.Log.Info("this node has a new certificate, or trusts other CAs")
 		return nil
 	}
 	return err

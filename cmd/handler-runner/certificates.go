@@ -17,11 +17,17 @@ type certificates struct {
 	handler *handlerrunner.Handler
 }
 
-func (c certificates) Describe() (any, error) { return c.describe() }
+func (c certificates) Describe() (any, error) { return c.host.Certs.Info() }
 
-func (c certificates) describe() (d membership.Certificates, err error) {
-	d.Own, d.CA, err = c.host.Certs.Info()
-	return d, err
+// Trust puts other CAs to use, of which file-sync learns by itself.
+func (c certificates) Trust(ctx context.Context, cas, key []byte) error {
+	if c.pg == nil && len(key) > 0 {
+		return fmt.Errorf("%s is a runner, and holds no key of a CA", c.host.Record.Node.Name)
+	}
+	if err := c.host.Certs.Trust(cas, key); err != nil {
+		return err
+	}
+	return c.renewal().Use(ctx)
 }
 
 func (c certificates) Sign(n cluster.Node, csr []byte) ([]byte, error) {
@@ -62,7 +68,7 @@ func (c certificates) keepFresh(ctx context.Context) error {
 	unused := false // a new one is there, and not in use everywhere
 	for {
 		pause := lookEvery
-		d, err := c.describe()
+		d, err := c.host.Certs.Info()
 		switch {
 		case err == nil && d.Own.Due(time.Now()):
 			_, err = c.renew(ctx)
