@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/understudy-ha/understudy/cluster"
@@ -83,34 +84,60 @@ func (h *Handler) act(ctx context.Context, a cluster.Action, o cluster.Observati
 	return nil
 }
 
+// startWithin is how long the driver waits for units that it starts.
+const startWithin = 300 * time.Millisecond
+
 // eachUnit brings units to run, or not to. Those that already do as wanted are
-// left alone; one that fails does not keep the others from it.
+// left alone; one that fails does not keep the others from it. Units are stopped one
+// after the other. They are started all at once, and one that takes its time, as an
+// application may, goes on starting while the driver sees to the database.
 func (h *Handler) eachUnit(ctx context.Context, units []string, run bool) error {
-	var failed []error
-	for _, u := range units {
-		running, err := h.Units.Running(ctx, u)
-		h.mu.Lock()
-		if run && running == cluster.No && h.units[u] == cluster.Yes {
-			h.faltered[u] = time.Now()
+	failed := make([]error, len(units))
+	if !run {
+		for i, u := range units {
+			failed[i] = h.bring(ctx, u, false)
 		}
-		h.mu.Unlock()
-		if err == nil && running != cluster.TriOf(run) {
-			if run {
-				err = h.Units.Start(ctx, u)
-			} else {
-				err = h.Units.Stop(ctx, u)
-			}
-			h.Log.Info("unit", "unit", u, "run", run, "error", err)
-			running = cluster.TriOf(run && err == nil)
-		}
-		h.mu.Lock()
-		h.units[u] = running
-		h.mu.Unlock()
-		if err != nil {
-			failed = append(failed, fmt.Errorf("unit %s: %w", u, err))
-		}
+		return errors.Join(failed...)
 	}
+	ctx, cancel := context.WithTimeout(ctx, startWithin)
+	defer cancel()
+	var all sync.WaitGroup
+	for i, u := range units {
+		all.Go(func() { failed[i] = h.bring(ctx, u, true) })
+	}
+	all.Wait()
 	return errors.Join(failed...)
+}
+
+// bring has one unit run, or not.
+func (h *Handler) bring(ctx context.Context, unit string, run bool) error {
+	running, err := h.Units.Running(ctx, unit)
+	h.mu.Lock()
+	was := h.units[unit]
+	if run && running == cluster.No && was == cluster.Yes {
+		h.faltered[unit] = time.Now()
+	}
+	h.mu.Unlock()
+	starting := run && running == cluster.Unknown && was == cluster.Unknown
+	if err == nil && running != cluster.TriOf(run) && !starting {
+		if run {
+			err = h.Units.Start(ctx, unit)
+		} else {
+			err = h.Units.Stop(ctx, unit)
+		}
+		running = cluster.TriOf(run && err == nil)
+		if run && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			running, err = cluster.Unknown, nil
+		}
+		h.Log.Info("unit", "unit", unit, "run", run, "error", err)
+	}
+	h.mu.Lock()
+	h.units[unit] = running
+	h.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("unit %s: %w", unit, err)
+	}
+	return nil
 }
 
 // fence stops PostgreSQL: fast, which ends every session and lets connected

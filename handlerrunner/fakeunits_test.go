@@ -15,9 +15,11 @@ var _ Units = (*fakeUnits)(nil)
 type fakeUnits struct {
 	h     *host
 	up    map[string]bool
-	stuck map[string]bool // can be neither started nor stopped
-	flaps map[string]bool // runs for 0.4 s whenever it is started
-	drags time.Duration   // how much longer a start takes
+	stuck map[string]bool          // can be neither started nor stopped
+	flaps map[string]bool          // runs for 0.4 s whenever it is started
+	drags time.Duration            // how much longer a start takes, for which somebody waits
+	slow  map[string]time.Duration // starts last so long, whether anybody waits or not
+	began map[string]bool          // such a start is under way
 }
 
 func (u *fakeUnits) set(unit string, run bool) {
@@ -43,6 +45,8 @@ func (u *fakeUnits) Start(ctx context.Context, unit string) error {
 		return fmt.Errorf("unit %s has failed", unit)
 	case u.run(unit):
 		return nil
+	case u.slow[unit] > 0:
+		return u.startSlowly(ctx, unit)
 	}
 	u.set(unit, true)
 	if u.flaps[unit] {
@@ -53,6 +57,24 @@ func (u *fakeUnits) Start(ctx context.Context, unit string) error {
 		})
 	}
 	return nil
+}
+
+// startSlowly begins a start, unless one is under way, and waits for it as long as ctx
+// lasts. The caller holds the world's lock.
+func (u *fakeUnits) startSlowly(ctx context.Context, unit string) error {
+	if !u.began[unit] {
+		u.began[unit] = true
+		time.AfterFunc(u.slow[unit], func() {
+			u.h.w.mu.Lock()
+			defer u.h.w.mu.Unlock()
+			u.began[unit] = false
+			u.set(unit, true)
+		})
+	}
+	u.h.w.mu.Unlock()
+	<-ctx.Done()
+	u.h.w.mu.Lock()
+	return ctx.Err()
 }
 
 func (u *fakeUnits) Stop(ctx context.Context, unit string) error {
@@ -104,6 +126,9 @@ func (u *fakeUnits) Running(_ context.Context, unit string) (cluster.Tri, error)
 	defer u.h.w.mu.Unlock()
 	if u.h.dead {
 		return cluster.Unknown, errors.New("systemd does not answer")
+	}
+	if u.began[unit] {
+		return cluster.Unknown, nil
 	}
 	return cluster.TriOf(u.run(unit)), nil
 }

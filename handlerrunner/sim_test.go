@@ -136,7 +136,7 @@ func (s *simulation) failed() string {
 func (s *simulation) newHost(name string) *host {
 	h := &host{w: s.world, name: name, verdict: cluster.Majority, dead: true}
 	h.pg = newPG(h)
-	h.units = &fakeUnits{h, map[string]bool{}, map[string]bool{}, map[string]bool{}, 0}
+	h.units = &fakeUnits{h, map[string]bool{}, map[string]bool{}, map[string]bool{}, 0, nil, nil}
 	s.hosts[name] = h
 	s.names = s.sorted()
 	s.reg.view.Nodes[name] = cluster.Node{Name: name, Kind: cluster.Manager, Address: name}

@@ -303,6 +303,10 @@ var quick = map[string]func(*world, *host, []string) error{
 		h.units.drags, err = time.ParseDuration(args[1])
 		return err
 	},
+	"slow-unit": func(_ *world, h *host, args []string) (err error) {
+		h.units.slow[args[0]], err = time.ParseDuration(args[1])
+		return err
+	},
 	"flap-unit": func(_ *world, h *host, args []string) error {
 		h.units.up[args[0]], h.units.flaps[args[0]] = false, true
 		return nil

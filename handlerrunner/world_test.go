@@ -213,7 +213,7 @@ func (w *world) add(name string, kind cluster.Kind) *host {
 	n := len(w.hosts) + 1
 	h := &host{w: w, name: name, kind: kind, verdict: cluster.Majority, latency: time.Millisecond + time.Duration(n)*137*time.Microsecond}
 	h.pg = newPG(h)
-	h.units = &fakeUnits{h, map[string]bool{}, map[string]bool{}, map[string]bool{}, 0}
+	h.units = &fakeUnits{h, map[string]bool{}, map[string]bool{}, map[string]bool{}, 0, map[string]time.Duration{}, map[string]bool{}}
 	for _, other := range w.hosts {
 		if other.pg.running && other.pg.primary {
 			h.pg.take(other.pg, other.pg.tenure)
