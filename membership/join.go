@@ -132,7 +132,15 @@ func (j *joining) admission(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	reply, err := node.Contact(j.pin).Join(ctx, j.contact, api.JoinRequest{TokenID: j.tokenID, Secret: j.secret, CSR: csr, Node: rec.Node})
+	made, err := j.h.MakeSecrets()
+	if err != nil {
+		return err
+	}
+	secrets := map[string]string{}
+	for holder, secret := range made {
+		secrets[string(holder)] = secret
+	}
+	reply, err := node.Contact(j.pin).Join(ctx, j.contact, api.JoinRequest{TokenID: j.tokenID, Secret: j.secret, CSR: csr, Node: rec.Node, Secrets: secrets})
 	if errors.Is(err, certs.ErrWrongPin) {
 		return fmt.Errorf("%w; take a token that 'understudy cluster token create' makes on a member of the very cluster", err)
 	}

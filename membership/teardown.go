@@ -134,7 +134,7 @@ func giveBack(ctx context.Context, h *node.Host) error {
 func sweep(h *node.Host) error {
 	l := h.Layout
 	for _, old := range []string{
-		l.SSL, l.ConsulData(), l.ConsulConfig(), l.Handler(), l.Handler() + ".spare", l.Known(), l.Members(), l.Removed(), l.Polkit(),
+		l.SSL, l.ConsulData(), l.ConsulConfig(), l.Handler(), l.Handler() + ".spare", l.Known(), l.Members(), l.Removed(), l.Polkit(), l.Operator(),
 		filepath.Join(l.FileSync(), "index"), filepath.Join(l.FileSync(), "folders"), filepath.Join(l.FileSync(), "ignores"), filepath.Join(l.FileSync(), "peers.json"),
 		l.Verdict(), l.Files(), l.Storage(), l.Lease(), // the helper's socket is systemd's
 	} {
