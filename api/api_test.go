@@ -210,6 +210,7 @@ func TestWhoIsRefused(t *testing.T) {
 		"certs":      func(c *api.Client) error { return c.Certificates(t.Context(), s.self, nil) },
 		"renew":      func(c *api.Client) error { return c.Renew(t.Context(), s.self, nil) },
 		"sign":       func(c *api.Client) error { _, err := c.Sign(t.Context(), s.self, nil); return err },
+		"gossip":     func(c *api.Client) error { return c.KeepGossipKey(t.Context(), s.self, "k") },
 		"changes":    func(c *api.Client) error { _, err := c.DivergenceChanges(t.Context(), s.self, "d1"); return err },
 	}
 	unnamed := s.as(t, "n2")
@@ -237,7 +238,7 @@ func TestWhoIsRefused(t *testing.T) {
 		})
 	}
 	runner := api.NewClient(s.as(t, "n4"))
-	for _, vote := range []string{"detach", "lend", "vouch", "rally", "claim", "last-write", "drill"} {
+	for _, vote := range []string{"detach", "lend", "vouch", "rally", "claim", "last-write", "drill", "gossip"} {
 		mustBe(t, calls[vote](runner), 403, api.CodeForbidden)
 	}
 	if len(s.node.asked)+len(s.node.lent)+len(s.node.targets)+len(s.node.vouched)+len(s.node.claims)+s.node.forced != 0 {

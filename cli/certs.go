@@ -25,11 +25,12 @@ func certsCommand() *urfave.Command {
 				UsageText: "understudy certs show [--json]\n\nexample: understudy certs show"},
 			{Name: "rotate", Usage: "give members new certificates, without a restart or a failover", ArgsUsage: "[NAME...]",
 				Flags: []urfave.Flag{
+					&urfave.BoolFlag{Name: "gossip", Usage: "replace the key of Consul's gossip instead, which all members share"},
 					&urfave.BoolFlag{Name: "offline", Usage: "of this host alone, without asking anybody: where certificates have expired"},
 					timeoutFlag(120 * time.Second)},
 				Action: rotateCerts,
 				UsageText: "understudy certs rotate [options] [NAME...]\n\nWithout a name, of every member, one after the other. Members renew theirs by themselves when two thirds of its life are over.\n\n" +
-					"example: understudy certs rotate alpha\n         sudo understudy certs rotate --offline"},
+					"example: understudy certs rotate alpha\n         understudy certs rotate --gossip\n         sudo understudy certs rotate --offline"},
 		},
 	}
 }
@@ -106,6 +107,12 @@ func printCerts(w io.Writer, rows []certRow, now time.Time) {
 func rotateCerts(c *urfave.Context) error {
 	ctx, cancel := withTimeout(c)
 	defer cancel()
+	if c.Bool("gossip") {
+		if c.Args().Present() || c.Bool("offline") {
+			return usagef("--gossip is of all members, and takes neither a name nor --offline")
+		}
+		return rotateGossip(ctx, c)
+	}
 	if c.Bool("offline") {
 		if c.Args().Present() {
 			return usagef("--offline is of this host alone, and takes no name")
@@ -140,6 +147,28 @@ func rotateCerts(c *urfave.Context) error {
 		fmt.Fprintf(out(c), "%s has a new certificate, valid until %s.\n", name, now.NotAfter.Format(time.DateOnly))
 	}
 	return errors.Join(failed...)
+}
+
+// rotateGossip replaces the key of Consul's gossip on all members.
+func rotateGossip(ctx context.Context, c *urfave.Context) error {
+	m, err := openManager(c)
+	if err != nil {
+		return err
+	}
+	defer m.close()
+	view, err := m.view(ctx)
+	if err != nil {
+		return err
+	}
+	if err := (membership.GossipRotation{Registry: m.reg, Peers: m.peers}).Rotate(ctx, view, newProgress(c).step); err != nil {
+		return err
+	}
+	says := "Consul's gossip has a new key"
+	if err := m.tell(ctx, cluster.EventCertificate, says, nil); err != nil {
+		return err
+	}
+	fmt.Fprintf(out(c), "%s, on %d members.\n", says, len(view.Nodes))
+	return nil
 }
 
 // revive renews the certificate of this host without a word to anybody.

@@ -207,6 +207,10 @@ func TestTokensOfDaemons(t *testing.T) {
 			}
 		})
 	}
+	// Who asks DNS shows no token; the agent has one for that.
+	if list, err := registrytest.Lookup(t.Context(), g.Config.DNSAddress(), cluster.RoleActive); err != nil || len(list) != 1 {
+		t.Errorf("DNS names %v, %v", list, err)
+	}
 }
 
 // What is left of a node that was removed: to read that it was, and to leave.
