@@ -216,6 +216,7 @@ func TestWhoIsRefused(t *testing.T) {
 		"renew":      func(c *api.Client) error { return c.Renew(t.Context(), s.self, nil) },
 		"sign":       func(c *api.Client) error { _, err := c.Sign(t.Context(), s.self, nil); return err },
 		"trust":      func(c *api.Client) error { return c.Trust(t.Context(), s.self, nil, nil) },
+		"gossip":     func(c *api.Client) error { return c.KeepGossipKey(t.Context(), s.self, "k") },
 		"changes":    func(c *api.Client) error { _, err := c.DivergenceChanges(t.Context(), s.self, "d1"); return err },
 	}
 	unnamed := s.as(t, "n2")
@@ -244,7 +245,7 @@ func TestWhoIsRefused(t *testing.T) {
 		})
 	}
 	runner := api.NewClient(s.as(t, "n4"))
-	for _, vote := range []string{"detach", "lend", "vouch", "rally", "claim", "last-write", "drill", "trust"} {
+	for _, vote := range []string{"detach", "lend", "vouch", "rally", "claim", "last-write", "drill", "trust", "gossip"} {
 		mustBe(t, calls[vote](runner), 403, api.CodeForbidden)
 	}
 	if len(s.node.asked)+len(s.node.lent)+len(s.node.targets)+len(s.node.vouched)+len(s.node.claims)+s.node.forced != 0 {

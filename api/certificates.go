@@ -19,6 +19,13 @@ type Certificates interface {
 	Trust(ctx context.Context, cas, key []byte) error
 	// Sign makes the certificate that a member asks for, as PEM, by a CSR.
 	Sign(member cluster.Node, csr []byte) ([]byte, error)
+	// KeepGossipKey keeps the key of Consul's gossip on the node.
+	KeepGossipKey(key string) error
+}
+
+// GossipKeyRequest is the body of POST /api/v1/gossip-key.
+type GossipKeyRequest struct {
+	Key string `json:"key"`
 }
 
 // SignRequest is the body of POST /api/v1/certificates/sign.
@@ -66,6 +73,16 @@ func (b Backend) certificates(mux *http.ServeMux) {
 			return SignReply{cert}, err
 		})
 	}))
+	mux.Handle("POST /api/v1/gossip-key", b.managers(func(w http.ResponseWriter, r *http.Request) {
+		answer(w, r, func(_ context.Context, in GossipKeyRequest) (any, error) {
+			return struct{}{}, b.Certificates.KeepGossipKey(in.Key)
+		})
+	}))
+}
+
+// KeepGossipKey has the node keep the key of Consul's gossip.
+func (c *Client) KeepGossipKey(ctx context.Context, n cluster.Node, key string) error {
+	return c.call(ctx, http.MethodPost, n, "gossip-key", GossipKeyRequest{key}, nil)
 }
 
 // Certificates asks the node for its own and the CA's; out is decoded into.

@@ -58,6 +58,9 @@ type JoinRequest struct {
 	Secret  string       `json:"secret"`
 	CSR     []byte       `json:"csr"` // PEM; the key stays where it was made
 	Node    cluster.Node `json:"node"`
+	// Secrets are those of the tokens that the new member is to have in Consul, by
+	// whom each is for.
+	Secrets map[string]string `json:"secrets"`
 }
 
 // JoinReply is everything that a new member needs.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
@@ -121,17 +122,35 @@ func (d Dir) NewGossipKey() error {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	var key [32]byte
-	_, _ = rand.Read(key[:]) // never fails
-	return d.InstallGossipKey(base64.StdEncoding.EncodeToString(key[:]))
+	return d.InstallGossipKey(GossipKey())
 }
 
-// InstallGossipKey keeps the gossip key of the cluster that is joined.
+// GossipKey makes a gossip key.
+func GossipKey() string {
+	var key [32]byte
+	_, _ = rand.Read(key[:]) // never fails
+	return base64.StdEncoding.EncodeToString(key[:])
+}
+
+// InstallGossipKey keeps the gossip key of the cluster.
 func (d Dir) InstallGossipKey(key string) error {
 	if raw, err := base64.StdEncoding.DecodeString(key); err != nil || len(raw) != 32 {
 		return errors.New("install gossip key: not base64 of 32 bytes")
 	}
 	return d.write(d.GossipFile(), []byte(key+"\n"), private)
+}
+
+// Derive makes a secret that follows from the CA's key and a text: who lacks either
+// cannot tell it.
+func (d Dir) Derive(text string) (secret [16]byte, err error) {
+	key, err := d.CAKey()
+	if err != nil {
+		return secret, err
+	}
+	mac := hmac.New(sha256.New, key)
+	mac.Write([]byte(text))
+	copy(secret[:], mac.Sum(nil))
+	return secret, nil
 }
 
 // key reads a private key, and makes one where create is set and there is none.

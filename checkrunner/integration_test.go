@@ -29,7 +29,7 @@ type consul struct {
 func (c consul) Told(ctx context.Context) (bool, error) { return c.Client.Told(ctx, c.node) }
 
 func (c consul) Register(ctx context.Context, ttls map[cluster.Check]time.Duration) error {
-	return c.RegisterChecks(ctx, ttls)
+	return c.RegisterChecks(ctx, c.node, ttls)
 }
 
 func (c consul) Watch(ctx context.Context, changed func(cluster.View)) error {

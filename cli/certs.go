@@ -26,12 +26,13 @@ func certsCommand() *urfave.Command {
 			{Name: "rotate", Usage: "give members new certificates, without a restart or a failover", ArgsUsage: "[NAME...]",
 				Flags: []urfave.Flag{
 					&urfave.BoolFlag{Name: "ca", Usage: "the CA too: all members trust both, then get certificates of the new one, then trust that alone"},
+					&urfave.BoolFlag{Name: "gossip", Usage: "replace the key of Consul's gossip instead, which all members share"},
 					&urfave.BoolFlag{Name: "offline", Usage: "of this host alone, without asking anybody: where certificates have expired"},
 					timeoutFlag(120 * time.Second)},
 				Action: rotateCerts,
 				UsageText: "understudy certs rotate [options] [NAME...]\n\nWithout a name, of every member, one after the other. Members renew theirs by themselves when two thirds of its life are over.\n\n" +
 					"With --ca the cluster gets a new CA first. Every member must answer; join tokens that were made before are good no more.\n\n" +
-					"example: understudy certs rotate alpha\n         understudy certs rotate --ca\n         sudo understudy certs rotate --offline"},
+					"example: understudy certs rotate alpha\n         understudy certs rotate --ca\n         understudy certs rotate --gossip\n         sudo understudy certs rotate --offline"},
 		},
 	}
 }
@@ -135,6 +136,12 @@ func warnOfCertificate(w io.Writer, h *node.Host, now time.Time) {
 func rotateCerts(c *urfave.Context) error {
 	ctx, cancel := withTimeout(c)
 	defer cancel()
+	if c.Bool("gossip") {
+		if c.Args().Present() || c.Bool("offline") {
+			return usagef("--gossip is of all members, and takes neither a name nor --offline")
+		}
+		return rotateGossip(ctx, c)
+	}
 	if c.Bool("ca") && (c.Bool("offline") || c.Args().Present()) {
 		return usagef("--ca is of all members, and takes neither a name nor --offline")
 	}
@@ -180,6 +187,28 @@ func rotateCerts(c *urfave.Context) error {
 		fmt.Fprintf(out(c), "%s has a new certificate, valid until %s.\n", name, now.NotAfter.Format(time.DateOnly))
 	}
 	return errors.Join(failed...)
+}
+
+// rotateGossip replaces the key of Consul's gossip on all members.
+func rotateGossip(ctx context.Context, c *urfave.Context) error {
+	m, err := openManager(c)
+	if err != nil {
+		return err
+	}
+	defer m.close()
+	view, err := m.view(ctx)
+	if err != nil {
+		return err
+	}
+	if err := (membership.GossipRotation{Registry: m.reg, Peers: m.peers}).Rotate(ctx, view, newProgress(c).step); err != nil {
+		return err
+	}
+	says := "Consul's gossip has a new key"
+	if err := m.tell(ctx, cluster.EventCertificate, says, nil); err != nil {
+		return err
+	}
+	fmt.Fprintf(out(c), "%s, on %d members.\n", says, len(view.Nodes))
+	return nil
 }
 
 // revive renews the certificate of this host without a word to anybody.

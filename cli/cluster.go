@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	urfave "github.com/urfave/cli/v2"
@@ -176,17 +177,41 @@ func openMember(c *urfave.Context) (*member, error) {
 	return m, nil
 }
 
+// openManager is openMember for what changes the cluster's state in Consul, which a
+// runner may not.
+func openManager(c *urfave.Context) (*member, error) {
+	m, err := openMember(c)
+	if err != nil || m.host.Record.Node.Kind == cluster.Manager {
+		return m, err
+	}
+	defer m.close()
+	view, err := m.view(c.Context)
+	if err != nil {
+		return nil, err
+	}
+	return nil, fmt.Errorf("%s is a runner, and may not change the cluster; do it on a manager: %s", m.host.Record.Node.Name, strings.Join(view.Managers(), ", "))
+}
+
 func (m *member) close() { m.reg.Close() }
 
 // onMember makes the action of a command that takes these arguments, on a host that is
 // a member.
 func onMember(do func(c *urfave.Context, m *member, args []string) error, args ...string) urfave.ActionFunc {
+	return on(openMember, do, args)
+}
+
+// onManager is onMember for what only a manager may do.
+func onManager(do func(c *urfave.Context, m *member, args []string) error, args ...string) urfave.ActionFunc {
+	return on(openManager, do, args)
+}
+
+func on(open func(*urfave.Context) (*member, error), do func(c *urfave.Context, m *member, args []string) error, args []string) urfave.ActionFunc {
 	return func(c *urfave.Context) error {
 		given, err := exactly(c, args...)
 		if err != nil {
 			return err
 		}
-		m, err := openMember(c)
+		m, err := open(c)
 		if err != nil {
 			return err
 		}

@@ -64,7 +64,7 @@ func nodesCommand() *urfave.Command {
 				Flags: []urfave.Flag{
 					&urfave.BoolFlag{Name: "force", Usage: "remove an active node although no other can take over"},
 					timeoutFlag(120 * time.Second)},
-				Action:    onMember(removeNode, "NAME"),
+				Action:    onManager(removeNode, "NAME"),
 				UsageText: "understudy cluster nodes remove [--force] NAME\n\nexample: understudy cluster nodes remove gamma"},
 			waitCommand(),
 		},
@@ -291,7 +291,7 @@ func updateNode(c *urfave.Context) error {
 	if len(o) == 0 {
 		return usagef("nothing to change: give --options")
 	}
-	m, err := openMember(c)
+	m, err := openManager(c)
 	if err != nil {
 		return err
 	}

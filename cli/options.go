@@ -166,7 +166,7 @@ func setOptions(c *urfave.Context) error {
 	if err != nil {
 		return err
 	}
-	m, err := openMember(c)
+	m, err := openManager(c)
 	if err != nil {
 		return err
 	}

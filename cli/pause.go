@@ -53,7 +53,7 @@ func changePause(c *urfave.Context, want func(*member, cluster.View) (*cluster.P
 	if _, err := exactly(c); err != nil {
 		return err
 	}
-	m, err := openMember(c)
+	m, err := openManager(c)
 	if err != nil {
 		return err
 	}

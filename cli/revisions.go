@@ -59,7 +59,7 @@ func rollback(c *urfave.Context) error {
 	if len(args) == 1 {
 		id = args[0]
 	}
-	m, err := openMember(c)
+	m, err := openManager(c)
 	if err != nil {
 		return err
 	}

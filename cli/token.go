@@ -10,6 +10,7 @@ import (
 
 	"github.com/understudy-ha/understudy/certs"
 	"github.com/understudy-ha/understudy/cluster"
+	"github.com/understudy-ha/understudy/membership"
 	"github.com/understudy-ha/understudy/registry"
 )
 
@@ -24,9 +25,9 @@ func tokenCommand() *urfave.Command {
 					&urfave.StringFlag{Name: "node", Usage: "only for the host that joins as `NAME`"},
 					&urfave.StringFlag{Name: "kind", Value: string(cluster.Manager), Usage: "only for this `KIND` of member: manager or runner"}},
 				Action: createToken},
-			{Name: "list", Usage: "the tokens there are, without their secrets", Flags: []urfave.Flag{jsonFlag()}, Action: onMember(listTokens),
+			{Name: "list", Usage: "the tokens there are, without their secrets", Flags: []urfave.Flag{jsonFlag()}, Action: onManager(listTokens),
 				UsageText: "understudy cluster token list [--json]\n\nexample: understudy cluster token list"},
-			{Name: "revoke", Usage: "make a token useless", ArgsUsage: "ID", Action: onMember(revokeToken, "ID"),
+			{Name: "revoke", Usage: "make a token useless", ArgsUsage: "ID", Action: onManager(revokeToken, "ID"),
 				UsageText: "understudy cluster token revoke ID\n\nexample: understudy cluster token revoke 4be1c2d09a3f5d77"},
 		},
 	}
@@ -48,15 +49,11 @@ func createToken(c *urfave.Context) error {
 	if c.Duration("ttl") <= 0 {
 		return usagef("--ttl must be positive")
 	}
-	m, err := openMember(c)
+	m, err := openManager(c)
 	if err != nil {
 		return err
 	}
 	defer m.close()
-	address, err := m.letsIn(c.Context)
-	if err != nil {
-		return err
-	}
 	pin, err := m.host.Certs.Pin()
 	if err != nil {
 		return err
@@ -69,7 +66,14 @@ func createToken(c *urfave.Context) error {
 	now := time.Now().UTC()
 	t := registry.Token{ID: id, SecretHash: certs.HashSecret(secret), Node: c.String("node"), Kind: kind,
 		Created: now, Expires: now.Add(c.Duration("ttl"))}
+	admission, err := membership.AdmissionSecret(m.host.Certs, id, secret)
+	if err != nil {
+		return err
+	}
 	if err := m.reg.CreateToken(c.Context, t); err != nil {
+		return err
+	}
+	if err := m.reg.CreateAdmission(c.Context, id, admission, c.Duration("ttl")); err != nil {
 		return err
 	}
 	made := struct {
@@ -77,20 +81,8 @@ func createToken(c *urfave.Context) error {
 		Token   string    `json:"token"`
 		Expires time.Time `json:"expires"`
 		Address string    `json:"address"`
-	}{id, word, t.Expires, address}
+	}{id, word, t.Expires, m.host.Record.Node.Address}
 	return show(c, made, func(w io.Writer) { fmt.Fprintln(w, word) })
-}
-
-// letsIn is the address of a manager, to give to join: this host's, if it is one.
-func (m *member) letsIn(ctx context.Context) (string, error) {
-	if n := m.host.Record.Node; n.Kind == cluster.Manager {
-		return n.Address, nil
-	}
-	view, err := m.view(ctx)
-	if err != nil {
-		return "", err
-	}
-	return view.Nodes[view.Managers()[0]].Address, nil
 }
 
 // tokenRow is a token without its secret.

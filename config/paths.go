@@ -61,6 +61,10 @@ func (l Layout) Members() string { return filepath.Join(l.State, "members.json")
 // Membership is how far start or join has come on this host.
 func (l Layout) Membership() string { return filepath.Join(l.State, "membership.json") }
 
+// Operator holds the token by which the commands of understudy act in Consul. It is
+// root's, and not in the daemons' folder.
+func (l Layout) Operator() string { return filepath.Join(filepath.Dir(l.Config), "operator.token") }
+
 // Removed is a mark that the node was removed: no unit of it starts any more, but for
 // handler-runner, which goes on telling that.
 func (l Layout) Removed() string { return filepath.Join(l.State, "removed") }

@@ -207,7 +207,7 @@ var doors = map[string]struct{ protocol, who, what, set, in, out string }{
 	config.PortConsulGossip: {"TCP and UDP, encrypted", "the other nodes", "Consul's gossip", "fixed",
 		"who has the gossip key", "no answer"},
 	config.PortConsulAPI: {"TCP, mTLS", "this host's daemons", "Consul's API", "fixed",
-		"programs of this host, with a certificate of the cluster's CA", "no connection"},
+		"programs of this host, with a certificate of the cluster's CA, for what [their token](#consul) allows", "no connection; without a token 403"},
 	config.PortConsulDNS: {"UDP and TCP", "this host's programs", "Consul's DNS", "fixed",
 		"programs of this host, to read names and addresses of members", "names outside of `consul` are refused"},
 	config.PortSyncthing: {"TCP, mTLS", "the other nodes", "Syncthing", "fixed",

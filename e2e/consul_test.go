@@ -16,14 +16,15 @@ import (
 	"github.com/understudy-ha/understudy/dev"
 )
 
-// consul runs Consul's own command on a member, with its certificate, and
-// returns the lines of the table that it prints.
+// consul runs Consul's own command on a member, with its certificate and its
+// operator's token, and returns the lines of the table that it prints.
 func (g *group) consul(t *testing.T, member string, command ...string) (lines []string) {
 	t.Helper()
 	n := g.node(t, member)
-	ssl := config.Paths(n.Root).SSL
+	l := config.Paths(n.Root)
+	ssl := l.SSL
 	args := append(command, "-http-addr="+n.ConsulURL, "-ca-file="+filepath.Join(ssl, "ca.crt"),
-		"-client-cert="+filepath.Join(ssl, "node.crt"), "-client-key="+filepath.Join(ssl, "node.key"), "-tls-server-name="+member)
+		"-client-cert="+filepath.Join(ssl, "node.crt"), "-client-key="+filepath.Join(ssl, "node.key"), "-tls-server-name="+member, "-token-file="+l.Operator())
 	eventually(t, "Consul on "+member+" answers", func() error {
 		out, err := exec.Command(filepath.Join(bin, "consul"), args...).CombinedOutput()
 		if err != nil {

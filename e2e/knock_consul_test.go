@@ -80,11 +80,22 @@ func (v *visitors) knockServers(t *testing.T) {
 }
 
 func (v *visitors) knockConsul(t *testing.T) {
-	const path = "/v1/kv/understudy?keys"
-	letIn(t, "a member", v.call(v.member, "GET", path, ""))
+	path := "/v1/kv/understudy?keys&token=" + v.token(t)
+	letIn(t, "a member with the operator's token", v.call(v.member, "GET", path, ""))
+	keptOut(t, "a member without a token", v.call(v.member, "PUT", "/v1/kv/understudy/mine", "x"), "403")
 	keptOut(t, "no certificate", v.call(v.nobody, "GET", path, ""), certNeeded)
 	keptOut(t, "a foreign certificate", v.call(v.foreign, "GET", path, ""), certUnknown, certBad)
 	keptOut(t, "no TLS", v.call(nil, "GET", path, ""), "HTTP request to an HTTPS server")
+}
+
+// token is what the commands on node1 show to Consul.
+func (v *visitors) token(t *testing.T) string {
+	t.Helper()
+	secret, err := os.ReadFile(config.Paths(v.at.Root).Operator())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(secret))
 }
 
 func (v *visitors) knockDNS(t *testing.T) {
@@ -188,7 +199,7 @@ func (v *visitors) knockGossip(t *testing.T) {
 func (v *visitors) members(t *testing.T) string {
 	t.Helper()
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: v.member, DisableKeepAlives: true}, Timeout: patience}
-	answer, err := client.Get(v.at.ConsulURL + "/v1/agent/members")
+	answer, err := client.Get(v.at.ConsulURL + "/v1/agent/members?token=" + v.token(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -132,6 +132,7 @@ func (h *story) leastPrivilege(host string) {
 		"the unit files":                        {"sudo runuser -u understudy -- systemctl --no-ask-password enable notes-web.service 2>&1 || true", "Failed to enable unit"},
 		"the helper, by another of the group":   {"sudo runuser -u understudy-consul -- curl --silent --show-error --unix-socket /run/understudy/postgres-helper.sock http://x 2>&1 || true", "connect"},
 		"the CA's key, by another of the group": {"sudo runuser -u understudy-consul -- cat /etc/understudy/cluster-ssl/ca.key 2>&1 || true", "Permission denied"},
+		"the operator's token, by a daemon":     {"sudo runuser -u understudy -- cat /etc/understudy/operator.token 2>&1 || true", "Permission denied"},
 		"a daemon by hand, as the wrong user":   {"sudo runuser -u nobody -- /usr/lib/understudy/handler-runner 2>&1 || true", "permission denied"},
 	} {
 		if out := h.script(host, c.command); !strings.Contains(out, c.says) {

@@ -43,7 +43,14 @@ func (a Admitter) Admit(ctx context.Context, r api.JoinRequest) (api.JoinReply, 
 	}
 	use := registry.TokenUse{Node: r.Node.Name, Kind: r.Node.Kind, Key: key}
 	matches := func(hash string) bool { return certs.SecretMatches(hash, r.Secret) }
-	if err := a.Registry.UseToken(ctx, r.TokenID, matches, use, time.Now()); errors.Is(err, registry.ErrNameTaken) {
+	if err := a.Registry.CheckToken(ctx, r.TokenID, matches, use, time.Now()); err != nil {
+		return api.JoinReply{}, tokenError(err)
+	}
+	admission, err := a.admission(r)
+	if err != nil {
+		return api.JoinReply{}, err
+	}
+	if err := admission.UseToken(ctx, r.TokenID, matches, use, time.Now()); errors.Is(err, registry.ErrNameTaken) {
 		return api.JoinReply{}, nameTaken(r.Node.Name)
 	} else if err != nil {
 		return api.JoinReply{}, tokenError(err)
@@ -56,14 +63,42 @@ func (a Admitter) Admit(ctx context.Context, r api.JoinRequest) (api.JoinReply, 
 	if err != nil {
 		return api.JoinReply{}, err
 	}
-	if err := a.Registry.AddNode(ctx, r.Node); errors.Is(err, registry.ErrNameTaken) {
+	if err := admission.AddNode(ctx, r.Node); errors.Is(err, registry.ErrNameTaken) {
 		return api.JoinReply{}, nameTaken(r.Node.Name)
 	} else if err != nil {
+		return api.JoinReply{}, err
+	}
+	if err := admission.Grant(ctx, r.Node, secretsOf(r)); err != nil {
 		return api.JoinReply{}, err
 	}
 	a.tell(ctx, view, r.Node)
 	a.Log.Info("admitted", "newcomer", r.Node.Name, "address", r.Node.Address, "kind", string(r.Node.Kind))
 	return reply, nil
+}
+
+// admission is the registry as somebody who may make newcomers members. No daemon may
+// by itself: 'token create', which an operator runs, has made a token of Consul's for
+// it, that only the join token and the CA's key together lead to.
+func (a Admitter) admission(r api.JoinRequest) (*registry.Client, error) {
+	secret, err := AdmissionSecret(a.Certs, r.TokenID, r.Secret)
+	if err != nil {
+		return nil, err
+	}
+	return a.Registry.As(secret)
+}
+
+// AdmissionSecret is the secret of the token of Consul's that goes with a join token.
+func AdmissionSecret(d certs.Dir, id, secret string) (string, error) {
+	raw, err := d.Derive("admission " + id + " " + secret)
+	return registry.SecretOf(raw), err
+}
+
+func secretsOf(r api.JoinRequest) registry.Secrets {
+	secrets := registry.Secrets{}
+	for holder, secret := range r.Secrets {
+		secrets[registry.Holder(holder)] = secret
+	}
+	return secrets
 }
 
 // tell writes the admission to the history. The newcomer is a member also where
@@ -152,6 +187,10 @@ func tokenError(err error) error {
 		if errors.Is(err, known) {
 			return api.Errorf(http.StatusForbidden, api.CodeToken, "%v; 'understudy cluster token create' on a member makes a new one", err)
 		}
+	}
+	if errors.Is(err, registry.ErrRefused) {
+		return api.Errorf(http.StatusForbidden, api.CodeToken,
+			"the join token lets nobody in any more: %v; where the host is a member already, 'understudy cluster nodes remove' it first, and 'understudy cluster token create' makes a new token", err)
 	}
 	return err
 }

@@ -142,11 +142,20 @@ func startConsul(ctx context.Context, h *node.Host) error {
 	}
 	defer reg.Close()
 	return await(ctx, func(ctx context.Context) (bool, string) {
+		if h.Record.Command == "start" {
+			if err := reg.Bootstrap(ctx); err != nil {
+				return false, fmt.Sprintf("Consul is not ready yet: %v; see the log of %s", err, consulUnit)
+			}
+		}
+		if h.Record.Node.Kind == cluster.Runner {
+			_, err := reg.View(ctx)
+			return err == nil, fmt.Sprintf("Consul on this host has not found the servers yet (%v); see the log of %s", err, consulUnit)
+		}
 		leader, ok, err := reg.RaftLeader(ctx)
 		if err != nil || !ok {
 			return false, fmt.Sprintf("Consul has no leader yet (%v); see the log of %s", err, consulUnit)
 		}
-		if h.Record.Command == "start" || h.Record.Node.Kind == cluster.Runner {
+		if h.Record.Command == "start" {
 			return true, ""
 		}
 		if err := reg.WaitVoter(ctx, h.Record.Node.Name); err != nil {

@@ -135,7 +135,15 @@ func (j *joining) admission(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	reply, err := node.Contact(j.pin).Join(ctx, j.contact, api.JoinRequest{TokenID: j.tokenID, Secret: j.secret, CSR: csr, Node: rec.Node})
+	made, err := j.h.MakeSecrets()
+	if err != nil {
+		return err
+	}
+	secrets := map[string]string{}
+	for holder, secret := range made {
+		secrets[string(holder)] = secret
+	}
+	reply, err := node.Contact(j.pin).Join(ctx, j.contact, api.JoinRequest{TokenID: j.tokenID, Secret: j.secret, CSR: csr, Node: rec.Node, Secrets: secrets})
 	if err != nil {
 		return err
 	}

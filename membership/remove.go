@@ -36,11 +36,12 @@ func (r Removal) Remove(ctx context.Context, view cluster.View, name string, sho
 	steps := []step{
 		{"hand over", func(ctx context.Context) error { return r.handOver(ctx, view, name) }},
 		{"write the tombstone", func(ctx context.Context) error { return r.Registry.RemoveNode(ctx, name, r.By) }},
+		{"revoke its tokens", func(ctx context.Context) error { return r.Registry.Revoke(ctx, name) }},
 		{"let the node withdraw", func(ctx context.Context) error { return r.withdraw(ctx, n) }},
 		{"take it out of Consul", func(ctx context.Context) error { return r.expel(ctx, name) }},
 	}
 	if !member { // the tombstone is there
-		steps = steps[3:]
+		steps = []step{steps[2], steps[4]}
 	}
 	if err := inTurn(ctx, steps, show); err != nil {
 		return fmt.Errorf("remove %s: %w", name, err)

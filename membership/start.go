@@ -66,6 +66,9 @@ func (s starting) authority(context.Context) error {
 	if err := d.NewGossipKey(); err != nil {
 		return err
 	}
+	if _, err := s.h.MakeSecrets(); err != nil {
+		return err
+	}
 	csr, err := d.Request(n.Name, n.Address)
 	if err != nil {
 		return err
@@ -134,6 +137,13 @@ func (s starting) record(ctx context.Context, o cluster.Options) error {
 		return err
 	}
 	defer reg.Close()
+	secrets, err := s.h.MakeSecrets()
+	if err != nil {
+		return err
+	}
+	if err := reg.Grant(ctx, s.h.Record.Node, secrets); err != nil {
+		return err
+	}
 	if err := reg.EnsureAutopilot(ctx); err != nil {
 		return err
 	}

@@ -160,6 +160,9 @@ func forget(ctx context.Context, h *node.Host) error {
 			return fmt.Errorf("forget the former cluster: %w", err)
 		}
 	}
+	if err := h.ForgetSecrets(); err != nil {
+		return err
+	}
 	h.Record = node.Record{}
 	return h.Record.Save(h.Layout.Membership())
 }

@@ -139,7 +139,7 @@ func sweep(h *node.Host) error {
 		return err
 	}
 	for _, old := range append(secrets,
-		l.ConsulData(), l.ConsulConfig(), l.Handler(), l.Handler()+".spare", l.Known(), l.Members(), l.Removed(), l.Polkit(),
+		l.ConsulData(), l.ConsulConfig(), l.Handler(), l.Handler()+".spare", l.Known(), l.Members(), l.Removed(), l.Polkit(), l.Operator(),
 		filepath.Join(l.FileSync(), "index"), filepath.Join(l.FileSync(), "folders"), filepath.Join(l.FileSync(), "ignores"), filepath.Join(l.FileSync(), "peers.json"),
 		l.Verdict(), l.Files(), l.Storage(), l.Lease(), // the helper's socket is systemd's
 	) {

@@ -36,16 +36,19 @@ type Host struct {
 	Certs  certs.Dir
 	Record Record // empty on a host that is not a member
 	Log    *slog.Logger
+
+	holder registry.Holder // whose token is shown to Consul
 }
 
-// Open reads the configuration and the membership of the host under root. The
-// log goes to standard error, for journald, and to the cluster's log file.
+// Open reads the configuration and the membership of the host under root, for one of
+// the daemons. The log goes to standard error, for journald, and to the cluster's log file.
 func Open(root, component string) (*Host, error) {
 	h, err := read(root)
 	if err != nil {
 		return nil, err
 	}
 	h.Log = h.logger().With("component", component, "node", h.Record.Node.Name)
+	h.holder = registry.Holder(component)
 	return h, nil
 }
 
@@ -56,6 +59,7 @@ func OpenQuiet(root string) (*Host, error) {
 		return nil, err
 	}
 	h.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	h.holder = registry.HolderOperator
 	return h, nil
 }
 
@@ -86,23 +90,34 @@ func (h *Host) Agent() (registry.AgentConfig, error) {
 	if err != nil {
 		return registry.AgentConfig{}, err
 	}
+	tokens := registry.Secrets{}
+	for _, holder := range []registry.Holder{registry.HolderAgent, registry.HolderDNS} {
+		if tokens[holder], err = h.Secret(holder); err != nil {
+			return registry.AgentConfig{}, err
+		}
+	}
 	n := h.Record.Node
 	return registry.AgentConfig{
 		Name: n.Name, Address: n.Address, Kind: n.Kind, DataDir: h.Layout.ConsulData(),
-		Bootstrap: h.Record.Command == "start", Join: h.Record.Members, GossipKey: gossip,
+		Bootstrap: h.Record.Command == "start", Join: h.Record.Members, GossipKey: gossip, Tokens: tokens,
 		CAFile: h.Certs.CAFile(), CertFile: h.Certs.CertFile(), KeyFile: h.Certs.KeyFile(),
 		RaftMultiplier: int(h.Record.Options().Int("consul_raft_multiplier")),
 	}, nil
 }
 
-// Registry connects to the local Consul agent.
+// Registry connects to the local Consul agent, with the token of whom the host was
+// opened for.
 func (h *Host) Registry() (*registry.Client, error) {
 	agent := registry.AgentConfig{Address: h.Record.Node.Address}
 	conf, err := h.Certs.ClientTLS(h.Record.Node.Name)
 	if err != nil {
 		return nil, err
 	}
-	return registry.Open(registry.Config{Address: agent.APIAddress(), TLS: conf})
+	token, err := h.Secret(h.holder)
+	if err != nil {
+		return nil, err
+	}
+	return registry.Open(registry.Config{Address: agent.APIAddress(), TLS: conf, Token: token})
 }
 
 // Postgres is the server on this host.

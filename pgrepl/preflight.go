@@ -213,9 +213,9 @@ func (s *Server) InUse(ctx context.Context) (what string, err error) {
 // startWithin is how long a server that is starting is waited for.
 const startWithin = 30 * time.Second
 
-// startingUp is what psql says of such a server. In another language than English
+// startingUp is what psql says of such a server, which at first has no socket. In another language than English
 // it is not recognized, and not waited for.
-var startingUp = regexp.MustCompile(`the database system is (starting up|not yet accepting connections)`)
+var startingUp = regexp.MustCompile(`the database system is (starting up|not yet accepting connections)|socket .* failed: No such file or directory`)
 
 // inUseAsOwner asks as the system user that owns the database, whom it lets in
 // as it was installed, at the socket of the original configuration.

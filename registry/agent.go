@@ -34,6 +34,10 @@ type AgentConfig struct {
 	CertFile  string
 	KeyFile   string
 
+	// Tokens for the agent itself and for who asks its DNS. Without them there are no
+	// ACLs, for tests.
+	Tokens Secrets
+
 	RaftMultiplier int           // stretches Raft's timing, 1 to 10; 0: 1
 	SessionTTLMin  time.Duration // 0: 1 s, so that a dead node is missed in seconds
 	LogLevel       string        // empty: warn
@@ -74,13 +78,13 @@ func (a AgentConfig) ports() Ports {
 type section map[string]any
 
 // JSON is the configuration file for `consul agent -config-file`. It holds the
-// gossip key: keep it readable by the agent's user alone.
+// gossip key and tokens: keep it readable by the agent's user alone.
 func (a AgentConfig) JSON() ([]byte, error) {
 	if err := a.check(); err != nil {
 		return nil, fmt.Errorf("consul agent configuration: %w", err)
 	}
 	conf := a.base()
-	for _, part := range []section{a.timing(), a.membership(), a.security()} {
+	for _, part := range []section{a.timing(), a.membership(), a.security(), a.acl()} {
 		for key, value := range part {
 			conf[key] = value
 		}
@@ -171,6 +175,11 @@ func (a AgentConfig) timing() section {
 		},
 		// The text of a check, as far as its state stays the same.
 		"check_update_interval": "5s",
+		// A server that is started knows what is in its last snapshot, and the rest
+		// only when it has heard a leader. Tokens must be in it: without them it takes
+		// no news of checks, which would end while it waits.
+		"raft_snapshot_interval":  "5s",
+		"raft_snapshot_threshold": 8,
 	}
 }
 
@@ -198,6 +207,20 @@ func (a AgentConfig) membership() section {
 		}
 	}
 	return s
+}
+
+// acl refuses whatever a token does not allow, and everything without one. Servers
+// read tokens where they stand, in their copy of Raft's state: that waits for nobody,
+// and for no leader. The agent of a runner has to ask them; once it knows a token it
+// goes on by what it knows, while it asks again or cannot.
+func (a AgentConfig) acl() section {
+	if len(a.Tokens) == 0 {
+		return nil
+	}
+	return section{"acl": section{
+		"enabled": true, "default_policy": "deny", "down_policy": "async-cache",
+		"tokens": section{"agent": a.Tokens[HolderAgent], "dns": a.Tokens[HolderDNS]},
+	}}
 }
 
 func (a AgentConfig) security() section {

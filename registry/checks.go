@@ -25,11 +25,11 @@ type CheckState struct {
 	Output string `json:"output"` // up to the agent's check_update_interval old
 }
 
-// RegisterChecks tells the local agent of the service understudy and of one TTL
-// check for each. A check that is new starts as passing, because a failing one
+// RegisterChecks tells the local agent, which is that of node, of the service that
+// has its checks, and of one TTL check for each. A check that is new starts as passing, because a failing one
 // would free the leader lock; one that the agent knows keeps its state, so that
 // to register it again turns nothing healthy.
-func (c *Client) RegisterChecks(ctx context.Context, ttls map[cluster.Check]time.Duration) error {
+func (c *Client) RegisterChecks(ctx context.Context, node string, ttls map[cluster.Check]time.Duration) error {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
 	q := (&api.QueryOptions{}).WithContext(ctx)
@@ -38,9 +38,9 @@ func (c *Client) RegisterChecks(ctx context.Context, ttls map[cluster.Check]time
 	if err != nil {
 		return failed("read the agent's checks", err)
 	}
-	service := &api.AgentServiceRegistration{ID: cluster.ServiceID, Name: cluster.ServiceID}
+	service := &api.AgentServiceRegistration{ID: cluster.ServiceID, Name: checksOf(node)}
 	if err := agent.ServiceRegisterOpts(service, api.ServiceRegisterOpts{}.WithContext(ctx)); err != nil {
-		return failed("register service "+cluster.ServiceID, err)
+		return failed("register service "+service.Name, err)
 	}
 	for check, ttl := range ttls {
 		status := api.HealthPassing

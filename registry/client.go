@@ -33,7 +33,7 @@ var (
 type Config struct {
 	Address string        // ip:port of the agent's HTTP API
 	TLS     *tls.Config   // nil: plain HTTP
-	Token   string        // Consul ACL token; empty: none
+	Token   string        // secret of the token to show; empty: none, for tests
 	Timeout time.Duration // bound of one request when its context has none nearer; 0: 8 s
 }
 
@@ -41,6 +41,7 @@ type Config struct {
 // safe for concurrent use, and holds no lock while it waits for an answer.
 type Client struct {
 	api     *api.Client
+	conf    api.Config
 	http    *http.Client
 	timeout time.Duration
 }
@@ -68,9 +69,8 @@ func Open(cfg Config) (*Client, error) {
 		MaxIdleConnsPerHost: 16,
 		IdleConnTimeout:     5 * time.Minute,
 	}}
-	c, err := api.NewClient(&api.Config{
-		Address: cfg.Address, Scheme: scheme, Datacenter: Datacenter, Token: cfg.Token, HttpClient: hc,
-	})
+	conf := api.Config{Address: cfg.Address, Scheme: scheme, Datacenter: Datacenter, Token: cfg.Token, HttpClient: hc}
+	c, err := api.NewClient(&conf)
 	if err != nil {
 		return nil, fmt.Errorf("open registry: %w", err)
 	}
@@ -78,7 +78,7 @@ func Open(cfg Config) (*Client, error) {
 	if timeout <= 0 {
 		timeout = defaultTimeout
 	}
-	return &Client{api: c, http: hc, timeout: timeout}, nil
+	return &Client{api: c, conf: conf, http: hc, timeout: timeout}, nil
 }
 
 // Close gives back the idle connections. Calls under way go on.
@@ -100,7 +100,7 @@ func consistent(ctx context.Context) *api.QueryOptions {
 
 func writing(ctx context.Context) *api.WriteOptions { return (&api.WriteOptions{}).WithContext(ctx) }
 
-// failed words an error of Consul, and marks the lack of a leader.
+// failed words an error of Consul, and marks the lack of a leader or of a right.
 func failed(doing string, err error) error {
 	var status api.StatusError
 	if errors.As(err, &status) {
@@ -108,6 +108,12 @@ func failed(doing string, err error) error {
 			if strings.Contains(status.Body, words) {
 				return fmt.Errorf("%s: %w: %s", doing, ErrNoLeader, status.Body)
 			}
+		}
+		switch {
+		case strings.Contains(status.Body, "ACL not found"):
+			return fmt.Errorf("%s: %w: this node's token is not known there; a node that was removed has none any more", doing, ErrRefused)
+		case status.Code == http.StatusForbidden:
+			return fmt.Errorf("%s: %w: %s", doing, ErrRefused, status.Body)
 		}
 	}
 	return fmt.Errorf("%s: %w", doing, err)
@@ -158,6 +164,11 @@ func (c *Client) transact(ctx context.Context, doing string, ops ...*api.KVTxnOp
 		return nil, failed(doing, err)
 	}
 	if !ok {
+		for _, e := range answer.Errors {
+			if strings.Contains(e.What, "Permission denied") {
+				return nil, fmt.Errorf("%s: %w: %s", doing, ErrRefused, e.What)
+			}
+		}
 		return nil, fmt.Errorf("%s: %w", doing, txnRefused(answer.Errors))
 	}
 	return answer.Results, nil

@@ -134,7 +134,7 @@ func leadershipMoves(ctx context.Context, t *testing.T, c1, c3 *registry.Client)
 // boundTo registers a check with the agent of c and waits until all know it.
 func boundTo(ctx context.Context, t *testing.T, c *registry.Client, node string) registry.SessionSpec {
 	t.Helper()
-	check(t, c.RegisterChecks(ctx, map[cluster.Check]time.Duration{cluster.CheckAnswer: time.Hour}))
+	check(t, c.RegisterChecks(ctx, node, map[cluster.Check]time.Duration{cluster.CheckAnswer: time.Hour}))
 	await(t, "the check is known", func() bool {
 		h, err := c.Health(ctx)
 		return err == nil && h[node][string(cluster.CheckAnswer)].OK

@@ -45,7 +45,7 @@ func testAnnounce(t *testing.T, f *fixture) {
 	}
 
 	// A failing check of the node, such as that of its files, takes nobody the name.
-	check(t, f.RegisterChecks(ctx, map[cluster.Check]time.Duration{cluster.CheckFiles: long}))
+	check(t, f.RegisterChecks(ctx, node, map[cluster.Check]time.Duration{cluster.CheckFiles: long}))
 	check(t, f.Post(ctx, cluster.CheckFiles, false, "not in sync"))
 	await(t, "the check fails", func() bool { return !f.health(t)[string(cluster.CheckFiles)].OK })
 	oneOf(t, f.server, cluster.RoleActive)

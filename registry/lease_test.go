@@ -21,7 +21,7 @@ var spec = registry.SessionSpec{
 // and waits until the catalog knows them.
 func (f *fixture) checks(t *testing.T) {
 	t.Helper()
-	check(t, f.RegisterChecks(t.Context(), map[cluster.Check]time.Duration{
+	check(t, f.RegisterChecks(t.Context(), f.server.Config.Name, map[cluster.Check]time.Duration{
 		cluster.CheckPort: time.Hour, cluster.CheckAnswer: time.Hour,
 	}))
 	await(t, "the checks are in the catalog", func() bool { return len(f.health(t)) == 3 })
@@ -207,9 +207,9 @@ func testChecks(t *testing.T, f *fixture) {
 	}
 
 	// A check that nobody posts for fails by its TTL.
-	check(t, f.RegisterChecks(ctx, map[cluster.Check]time.Duration{cluster.CheckAnswer: time.Second}))
+	check(t, f.RegisterChecks(ctx, f.server.Config.Name, map[cluster.Check]time.Duration{cluster.CheckAnswer: time.Second}))
 	await(t, "the TTL ends", func() bool { return !f.health(t)["postgres-answer"].OK })
-	check(t, f.RegisterChecks(ctx, map[cluster.Check]time.Duration{cluster.CheckAnswer: time.Hour}))
+	check(t, f.RegisterChecks(ctx, f.server.Config.Name, map[cluster.Check]time.Duration{cluster.CheckAnswer: time.Hour}))
 	await(t, "the port check is still there", func() bool { return len(f.health(t)) == 3 })
 	if f.health(t)["postgres-answer"].OK {
 		t.Error("registering again made a check pass whose TTL had ended")

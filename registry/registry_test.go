@@ -74,7 +74,7 @@ type fixture struct {
 
 func rawClient(t *testing.T, s *registrytest.Server) *api.Client {
 	t.Helper()
-	c, err := api.NewClient(&api.Config{Address: s.Address})
+	c, err := api.NewClient(&api.Config{Address: s.Address, Token: s.Token})
 	if err != nil {
 		t.Fatal(err)
 	}

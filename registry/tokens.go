@@ -89,7 +89,8 @@ func (c *Client) ListTokens(ctx context.Context) ([]Token, error) {
 	return tokens, nil
 }
 
-// RevokeToken deletes a token. The error wraps ErrTokenUnknown when there is none.
+// RevokeToken deletes a token, and what CreateAdmission made for it. The error wraps
+// ErrTokenUnknown when there is none.
 func (c *Client) RevokeToken(ctx context.Context, id string) error {
 	pair, err := c.get(ctx, prefixTokens+id)
 	if err != nil {
@@ -97,6 +98,9 @@ func (c *Client) RevokeToken(ctx context.Context, id string) error {
 	}
 	if pair == nil {
 		return fmt.Errorf("revoke token %s: %w", id, ErrTokenUnknown)
+	}
+	if err := c.revokeAdmission(ctx, id); err != nil {
+		return err
 	}
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
@@ -115,25 +119,9 @@ func (c *Client) RevokeToken(ctx context.Context, id string) error {
 func (c *Client) UseToken(ctx context.Context, id string, matches func(hash string) bool, by TokenUse, now time.Time) error {
 	doing := "use token " + id
 	for range casAttempts {
-		old, err := c.get(ctx, prefixTokens+id)
-		if err != nil {
+		old, t, err := c.admitting(ctx, id, matches, by, now)
+		if err != nil || t.Used != nil {
 			return err
-		}
-		if old == nil {
-			return fmt.Errorf("%s: %w", doing, ErrTokenUnknown)
-		}
-		var t Token
-		if err := decode(old, &t); err != nil {
-			return err
-		}
-		if !matches(t.SecretHash) {
-			return fmt.Errorf("%s: %w", doing, ErrTokenUnknown)
-		}
-		if err := t.admits(by, now); err != nil {
-			return err
-		}
-		if t.Used != nil {
-			return nil
 		}
 		t.Used = &TokenUse{Node: by.Node, Kind: by.Kind, Key: by.Key, At: now}
 		_, err = c.transact(ctx, doing,
@@ -148,6 +136,33 @@ func (c *Client) UseToken(ctx context.Context, id string, matches func(hash stri
 		}
 	}
 	return fmt.Errorf("%s: %w", doing, ErrConflict)
+}
+
+// CheckToken says whether UseToken would spend a token, in the same errors but for
+// ErrNameTaken.
+func (c *Client) CheckToken(ctx context.Context, id string, matches func(hash string) bool, by TokenUse, now time.Time) error {
+	_, _, err := c.admitting(ctx, id, matches, by, now)
+	return err
+}
+
+// admitting reads a token that lets by join.
+func (c *Client) admitting(ctx context.Context, id string, matches func(hash string) bool, by TokenUse, now time.Time) (*api.KVPair, Token, error) {
+	var t Token
+	pair, err := c.get(ctx, prefixTokens+id)
+	if err != nil {
+		return nil, t, err
+	}
+	unknown := fmt.Errorf("use token %s: %w", id, ErrTokenUnknown)
+	if pair == nil {
+		return nil, t, unknown
+	}
+	if err := decode(pair, &t); err != nil {
+		return nil, t, err
+	}
+	if !matches(t.SecretHash) {
+		return nil, t, unknown
+	}
+	return pair, t, t.admits(by, now)
 }
 
 // admits says whether a token whose secret was shown lets by join at now.

@@ -155,7 +155,7 @@ func TestWatchThroughOutages(t *testing.T) {
 // answers.
 func TestFrozenAgent(t *testing.T) {
 	server := registrytest.Start(t, "127.10.1.4")
-	c, err := registry.Open(registry.Config{Address: server.Address, Timeout: time.Second})
+	c, err := registry.Open(registry.Config{Address: server.Address, Token: server.Token, Timeout: time.Second})
 	check(t, err)
 	defer c.Close()
 	_, err = c.View(t.Context())
@@ -175,7 +175,7 @@ func TestFrozenAgent(t *testing.T) {
 func TestRunner(t *testing.T) {
 	server := registrytest.Start(t, "127.10.1.5")
 	runner := registrytest.StartWith(t, registry.AgentConfig{
-		Name: "runner", Address: "127.10.1.6", Kind: cluster.Runner, DataDir: t.TempDir(), Join: []string{"127.10.1.5"},
+		Name: "runner", Address: "127.10.1.6", Kind: cluster.Runner, DataDir: t.TempDir(), Join: []string{"127.10.1.5"}, Tokens: server.Config.Tokens,
 	})
 	c := runner.Client()
 	w := watch(t, c)

@@ -20,7 +20,7 @@ type consul struct {
 }
 
 func (c consul) Register(ctx context.Context, ttls map[cluster.Check]time.Duration) error {
-	return c.RegisterChecks(ctx, ttls)
+	return c.RegisterChecks(ctx, c.host.Record.Node.Name, ttls)
 }
 
 func (c consul) Told(ctx context.Context) (bool, error) {

@@ -34,6 +34,8 @@ func (c certificates) Sign(n cluster.Node, csr []byte) ([]byte, error) {
 	return c.host.Certs.Sign(csr, n.Name, n.Address, n.Kind)
 }
 
+func (c certificates) KeepGossipKey(key string) error { return membership.KeepGossipKey(c.host, key) }
+
 func (c certificates) Renew(ctx context.Context) (any, error) { return c.renew(ctx) }
 
 func (c certificates) renew(ctx context.Context) (certs.Info, error) {

@@ -24,6 +24,7 @@ import (
 // Server is a Consul server that runs until the test ends.
 type Server struct {
 	Address string // ip:port of the HTTP API
+	Token   string // may do everything; empty where there are no ACLs
 	Config  registry.AgentConfig
 
 	t    testing.TB
@@ -32,13 +33,21 @@ type Server struct {
 	cmd  *exec.Cmd
 }
 
-// Start runs the first server of a cluster on a loopback address, over plain
-// HTTP, and waits until it leads. consul must be on PATH.
+// Start runs the first server of a cluster on a loopback address, with ACLs, over
+// plain HTTP, and waits until it leads. consul must be on PATH.
 func Start(t testing.TB, address string) *Server {
 	t.Helper()
 	return StartWith(t, registry.AgentConfig{
-		Name: NodeName(address), Address: address, Bootstrap: true, DataDir: t.TempDir(),
+		Name: NodeName(address), Address: address, Bootstrap: true, DataDir: t.TempDir(), Tokens: tokens(),
 	})
+}
+
+// root is the token of every cluster here that may do everything. To keep these tests
+// short it is the agents' and DNS's too.
+const root = "2f7f4a53-9b6a-4d6c-8a57-5d3a1c0e9f11"
+
+func tokens() registry.Secrets {
+	return registry.Secrets{registry.HolderAgent: root, registry.HolderDNS: root, registry.HolderOperator: root}
 }
 
 // Join runs one more server, which joins others by their addresses, and waits
@@ -46,7 +55,7 @@ func Start(t testing.TB, address string) *Server {
 func Join(t testing.TB, address string, others ...string) *Server {
 	t.Helper()
 	return StartWith(t, registry.AgentConfig{
-		Name: NodeName(address), Address: address, Join: others, DataDir: t.TempDir(),
+		Name: NodeName(address), Address: address, Join: others, DataDir: t.TempDir(), Tokens: tokens(),
 	})
 }
 
@@ -57,7 +66,8 @@ func NodeName(address string) string {
 }
 
 // StartWith runs an agent with its own configuration. With TLS it waits until
-// the API's port is open, otherwise until there is a leader.
+// the API's port is open, otherwise until there is a leader; with ACLs until they are
+// there.
 func StartWith(t testing.TB, conf registry.AgentConfig) *Server {
 	t.Helper()
 	text, err := conf.JSON()
@@ -66,7 +76,7 @@ func StartWith(t testing.TB, conf registry.AgentConfig) *Server {
 	}
 	dir := t.TempDir()
 	s := &Server{
-		Address: conf.APIAddress(), Config: conf, t: t,
+		Address: conf.APIAddress(), Token: conf.Tokens[registry.HolderOperator], Config: conf, t: t,
 		file: filepath.Join(dir, "consul.json"), log: filepath.Join(dir, "consul.log"),
 	}
 	if err := os.WriteFile(s.file, text, 0o600); err != nil {
@@ -125,6 +135,20 @@ func (s *Server) Signal(sig syscall.Signal) {
 // StartWith does.
 func (s *Server) Restart() {
 	s.t.Helper()
+	s.start()
+	s.await(s.ready())
+}
+
+// StartAlone is Restart for a server that will find no leader: it waits until its
+// port is open.
+func (s *Server) StartAlone() {
+	s.t.Helper()
+	s.start()
+	s.await(s.listens)
+}
+
+func (s *Server) start() {
+	s.t.Helper()
 	s.Kill()
 	consul, err := exec.LookPath("consul")
 	if err != nil {
@@ -143,7 +167,6 @@ func (s *Server) Restart() {
 		s.t.Fatal(err)
 	}
 	s.cmd = cmd
-	s.await()
 }
 
 // Wipe kills the agent, deletes its data, and starts it empty.
@@ -159,7 +182,7 @@ func (s *Server) Wipe() {
 // Client is a client of this server, closed with the test.
 func (s *Server) Client() *registry.Client {
 	s.t.Helper()
-	c, err := registry.Open(registry.Config{Address: s.Address})
+	c, err := registry.Open(registry.Config{Address: s.Address, Token: s.Token})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -167,14 +190,17 @@ func (s *Server) Client() *registry.Client {
 	return c
 }
 
-func (s *Server) await() {
+func (s *Server) ready() func(context.Context) error {
+	if s.Config.CertFile != "" {
+		return s.listens
+	}
+	return s.leads
+}
+
+func (s *Server) await(ready func(context.Context) error) {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
-	ready := s.leads
-	if s.Config.CertFile != "" {
-		ready = s.listens
-	}
 	for {
 		err := ready(ctx)
 		if err == nil {
@@ -198,11 +224,16 @@ func (s *Server) listens(ctx context.Context) error {
 }
 
 func (s *Server) leads(ctx context.Context) error {
-	c, err := registry.Open(registry.Config{Address: s.Address})
+	c, err := registry.Open(registry.Config{Address: s.Address, Token: s.Token})
 	if err != nil {
 		return err
 	}
 	defer c.Close()
+	if s.Token != "" && s.Config.Bootstrap {
+		if err := c.Bootstrap(ctx); err != nil {
+			return err
+		}
+	}
 	_, ok, err := c.RaftLeader(ctx)
 	if err == nil && !ok {
 		err = errors.New("no leader yet")
