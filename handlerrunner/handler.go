@@ -136,6 +136,7 @@ type Handler struct {
 
 	// The driver's own:
 	strayed  time.Time     // since when the standby does not stream
+	streamed bool          // it did when it was last looked at
 	roster   roster        // when each standby was last connected
 	slotted  []string      // who has a slot here
 	changed  cluster.LSN   // position after the quorum in effect was set

@@ -3,6 +3,7 @@ package handlerrunner
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/understudy-ha/understudy/cluster"
 )
@@ -52,6 +53,32 @@ func TestAstray(t *testing.T) {
 		o.View.Leader = cluster.Leader{Node: "a", Epoch: 3, Ready: true, Held: true, Timeline: 4, Lines: c.leader}
 		if got := h.diverged(t.Context(), o, Database{}); got != c.want {
 			t.Errorf("%s: diverged %v, want %v", name, got, c.want)
+		}
+	}
+}
+
+// A standby whose WAL is gone, and which was seen to stream for a moment now and then,
+// is stranded all the same.
+func TestStranded(t *testing.T) {
+	o := cluster.Observation{}
+	o.View.Leader = cluster.Leader{Node: "a", Epoch: 3, Ready: true, Held: true}
+	for name, c := range map[string]struct {
+		streams func(look int) bool
+		want    cluster.Tri
+	}{
+		"it never streams":            {func(int) bool { return false }, cluster.Yes},
+		"it is let in and thrown out": {func(look int) bool { return look%3 == 0 }, cluster.Yes},
+		"it streams":                  {func(int) bool { return true }, cluster.No},
+		"it streams again":            {func(look int) bool { return look > 40 }, cluster.No},
+	} {
+		h := &Handler{Options: Options{Node: "b"}}
+		now, got := time.Unix(0, 0), cluster.Unknown
+		for look := range 2*int(strandedAfter/time.Second) + 2 {
+			got = h.stranded(now, o, Database{Running: cluster.Yes, Streaming: c.streams(look)})
+			now = now.Add(time.Second / 2)
+		}
+		if got != c.want {
+			t.Errorf("%s: stranded %v, want %v", name, got, c.want)
 		}
 	}
 }

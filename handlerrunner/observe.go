@@ -137,7 +137,11 @@ func (h *Handler) diverged(ctx context.Context, o cluster.Observation, db Databa
 // stranded says that a standby has been without its active for so long that the
 // WAL it needs must be taken for gone.
 func (h *Handler) stranded(now time.Time, o cluster.Observation, db Database) cluster.Tri {
-	if db.Running != cluster.Yes && o.Mended != cluster.Yes || db.Streaming || !o.View.Leader.Serves() {
+	// A standby whose WAL is gone is let in and thrown out five times a second: one
+	// look alone may find it streaming.
+	streams := db.Streaming && h.streamed
+	h.streamed = db.Streaming
+	if db.Running != cluster.Yes && o.Mended != cluster.Yes || streams || !o.View.Leader.Serves() {
 		h.strayed = time.Time{}
 		return cluster.No
 	}

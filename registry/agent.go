@@ -146,7 +146,12 @@ func (a AgentConfig) base() section {
 		"dns_config": section{"allow_stale": true, "max_stale": "5s"},
 		"telemetry":  section{"disable_hostname": true, "prometheus_retention_time": "0s"},
 		// All nodes of a dev cluster come from one address.
-		"limits": section{"http_max_conns_per_client": 1000, "rpc_max_conns_per_client": 1000},
+		"limits": section{
+			"http_max_conns_per_client": 1000, "rpc_max_conns_per_client": 1000,
+			// How long an agent waits for the answer of a leader that was cut off, and
+			// takes no news of checks meanwhile: below their TTL, instead of 60 s.
+			"rpc_client_timeout": "2s",
+		},
 	}
 }
 
