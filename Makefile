@@ -30,7 +30,7 @@ package: ## a .deb and a .rpm with all that a host needs beside PostgreSQL, Cons
 	@began=$$SECONDS; rm -rf $(DIST)/bin; for p in $(PROGRAMS); do CGO_ENABLED=0 $(BUILD) -o $(DIST)/bin/$$p ./cmd/$$p || exit 1; done; \
 	packaging/package $(DIST) $(VERSION) && echo "packed $(VERSION) ($$((SECONDS-began)) s)"
 
-test: build vet ## all tests but those of "make e2e", with the race detector; PACKAGES=./config/... for some; and the simulator without, on 2,000 seeds of 3, of 5 and of 2 nodes
+test: build vet ## all tests but those of "make e2e", with the race detector; PACKAGES=./config/... for some; and the simulator without, on 2,000 seeds of 3 and of 5 nodes
 	@packaging/setup test
 	@# Tested one package at a time: most raise clusters of their own, which share the machine as it is.
 	$(GO) build -tags $(TAGS) -race $(PACKAGES)
@@ -39,7 +39,7 @@ test: build vet ## all tests but those of "make e2e", with the race detector; PA
 
 e2e: build ## the life of a cluster on whole machines, from git clone to purge, with what its clients saw (as root)
 	@packaging/setup test
-	$(GO) test -tags $(TAGS) -v -count=1 -timeout 35m ./hosts -report $(BIN)/e2e.txt
+	$(GO) test -tags $(TAGS) -v -count=1 -timeout 35m ./hosts -report $(BIN)/e2e
 	@cat $(BIN)/e2e.txt
 
 lab: build ## three whole Debian machines with a cluster and a load balancer, to play with until Ctrl-C (as root)

@@ -280,6 +280,7 @@ func (r *runner) settle(ctx context.Context) {
 		if again && untold {
 			r.Logger.Info("the servers have not been told of a check; registering again")
 			signal(r.again)
+			untold = false // it is given its time
 		}
 	}
 }

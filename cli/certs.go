@@ -137,8 +137,8 @@ func rotateCerts(c *urfave.Context) error {
 	ctx, cancel := withTimeout(c)
 	defer cancel()
 	if c.Bool("gossip") {
-		if c.Args().Present() || c.Bool("offline") {
-			return usagef("--gossip is of all members, and takes neither a name nor --offline")
+		if c.Args().Present() || c.Bool("offline") || c.Bool("ca") {
+			return usagef("--gossip is of all members and of that key alone, and takes neither a name nor --offline nor --ca")
 		}
 		return rotateGossip(ctx, c)
 	}

@@ -336,7 +336,7 @@ func duty(o Observation) ([]Action, string) {
 	switch {
 	case o.State == Active:
 		return []Action{StartAlwaysUnits, StartLeaderUnits, Maintain}, "active"
-	// What takes its time, as a unit may, comes last.
+	// A unit may take its time: the database comes first.
 	case o.State == ActiveMinority && o.Attempt != Yes:
 		return []Action{Serve, StartAlwaysUnits}, "about to serve the part that is cut off"
 	case o.State == ActiveMinority:

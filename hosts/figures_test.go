@@ -5,8 +5,8 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
+	"testing"
 	"text/tabwriter"
 	"time"
 
@@ -15,7 +15,7 @@ import (
 	"github.com/understudy-ha/understudy/packaging"
 )
 
-var report = flag.String("report", "", "write the figures to this file as text, and as JSON beside it")
+var report = flag.String("report", "", "write the figures to this file with .txt, and with .json")
 
 // targets are what a client of the load balancer may miss, as the median.
 var targets = map[string]time.Duration{
@@ -96,20 +96,29 @@ func (r *figures) rest() {
 	name := r.h.healthy().Standbys()[0]
 	const look = `for u in %s; do p=$(systemctl show --property=MainPID --value $u); echo $u $(awk '{print $14+$15}' /proc/$p/stat) $(sudo awk '/^Private/ {s+=$2} END {print s}' /proc/$p/smaps_rollup); done`
 	text := fmt.Sprintf(look, strings.Join(packaging.Daemons(), " "))
-	before := strings.Split(strings.TrimSpace(r.h.script(name, text)), "\n")
+	before := r.h.script(name, text)
 	time.Sleep(restFor)
-	after := strings.Split(strings.TrimSpace(r.h.script(name, text)), "\n")
-	for i := range after {
-		a, b := strings.Fields(after[i]), strings.Fields(before[i])
-		if len(a) != 3 || len(b) != 3 {
-			r.h.t.Fatalf("what %s costs: %q, %q", name, before, after)
-		}
+	after := r.h.script(name, text)
+	for i, unit := range packaging.Daemons() {
 		const ticks = 100 // a second, of /proc/PID/stat
-		r.costs = append(r.costs, cost{a[0], (number(a[1]) - number(b[1])) / ticks / restFor.Seconds() * 100, number(a[2]) / 1024})
+		was, _ := usage(r.h.t, unit, before, i)
+		is, kib := usage(r.h.t, unit, after, i)
+		r.costs = append(r.costs, cost{unit, (is - was) / ticks / restFor.Seconds() * 100, kib / 1024})
 	}
 }
 
-func number(s string) float64 { v, _ := strconv.ParseFloat(s, 64); return v }
+// usage reads what a line of a look says of a unit.
+func usage(t *testing.T, unit, look string, line int) (ticks, kib float64) {
+	t.Helper()
+	var of string
+	if lines := strings.Split(look, "\n"); line < len(lines) {
+		if _, err := fmt.Sscan(lines[line], &of, &ticks, &kib); err == nil && of == unit && kib > 0 {
+			return ticks, kib
+		}
+	}
+	t.Fatalf("what %s costs: %q", unit, look)
+	return 0, 0
+}
 
 // write tells the figures.
 func (r *figures) write() {
@@ -155,7 +164,7 @@ func (r *figures) write() {
 	}
 	data, err := json.MarshalIndent(said, "", "  ")
 	must(r.h.t, err)
-	must(r.h.t, writeText(*report, text.String()))
+	must(r.h.t, writeText(*report+".txt", text.String()))
 	must(r.h.t, writeText(*report+".json", string(data)+"\n"))
 }
 

@@ -233,8 +233,11 @@ func (h *Hosts) Run(ctx context.Context, list []docs.Block) error {
 func (h *Hosts) carry(from string) error {
 	home := "/home/" + lab.Admin
 	made, err := filepath.Glob(h.ByName[from].Path(home + "/understudy/dist/understudy_*.deb"))
-	if err != nil || len(made) != 1 {
-		return fmt.Errorf("packages on %s: %q, %w", from, made, errors.Join(err))
+	if err != nil {
+		return err
+	}
+	if len(made) != 1 {
+		return fmt.Errorf("packages on %s: %q", from, made)
 	}
 	for _, name := range docs.Members {
 		if err := copyFile(made[0], h.ByName[name].Path(filepath.Join(home, filepath.Base(made[0])))); err != nil {

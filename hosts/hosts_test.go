@@ -170,10 +170,10 @@ func (h *story) units(s rig.Status) {
 		}
 		h.await("the units of "+n.Name+" are as they should be", func() error {
 			got, err := h.Script(h.t.Context(), n.Name, "systemctl is-active postgresql@15-main notes-web notes-worker || true; systemctl show --property=Type --value postgresql@15-main")
-			if want := "active\nactive\n" + worker + "\nexec\n"; err != nil || got != want {
-				return fmt.Errorf("%q, want %q; %w", got, want, errors.Join(err))
+			if want := "active\nactive\n" + worker + "\nexec\n"; err == nil && got != want {
+				err = fmt.Errorf("%q, want %q", got, want)
 			}
-			return nil
+			return err
 		})
 	}
 }
