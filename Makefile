@@ -34,7 +34,9 @@ test: build vet ## all tests but those of "make e2e", with the race detector; PA
 	@packaging/setup test
 	@# Tested one package at a time: most raise clusters of their own, which share the machine as it is.
 	$(GO) build -tags $(TAGS) -race $(PACKAGES)
-	$(GO) test -tags $(TAGS) -race -p 1 -timeout 20m $$($(GO) list -tags $(TAGS) $(PACKAGES) | grep -v /hosts$$)
+	@# What failed is told once more at the end, below the logs of whole clusters.
+	$(GO) test -tags $(TAGS) -race -p 1 -timeout 20m $$($(GO) list -tags $(TAGS) $(PACKAGES) | grep -v /hosts$$) 2>&1 | tee $(BIN)/test.txt; ended=$${PIPESTATUS[0]}; \
+	if [ $$ended != 0 ]; then echo "what failed:"; grep -E '^ *--- FAIL|^ +[a-z0-9_]+_test\.go:[0-9]+: |^FAIL' $(BIN)/test.txt | cut -c 1-300; fi; exit $$ended
 	@if [ "$(PACKAGES)" = ./... ]; then for n in 3 5; do $(MAKE) --no-print-directory sim SEEDS=2000 NODES=$$n || exit 1; done; fi
 
 e2e: build ## the life of a cluster on whole machines, from git clone to purge, with what its clients saw (as root)

@@ -8,6 +8,7 @@ import (
 	urfave "github.com/urfave/cli/v2"
 
 	"github.com/understudy-ha/understudy/cluster"
+	"github.com/understudy-ha/understudy/membership"
 	"github.com/understudy-ha/understudy/node"
 	"github.com/understudy-ha/understudy/packaging"
 	"github.com/understudy-ha/understudy/services"
@@ -19,7 +20,8 @@ func permitCommand() *urfave.Command {
 		Name:  "permit",
 		Usage: "let the daemons of this host start and stop the units that understudy.yaml names, and no others",
 		Description: "Writes a rule for polkit. The unit of handler-runner does this, as root, whenever it starts; so after a change of\n" +
-			"services in understudy.yaml it is enough to restart that.\n\nExample:\n  sudo understudy permit",
+			"services in understudy.yaml it is enough to restart that. On a member that was upgraded it also renews what start or\n" +
+			"join has laid over the unit of PostgreSQL.\n\nExample:\n  sudo understudy permit",
 		Action: func(c *urfave.Context) error {
 			if _, err := exactly(c); err != nil {
 				return err
@@ -28,7 +30,14 @@ func permitCommand() *urfave.Command {
 			if err != nil {
 				return err
 			}
-			return permit(c, h)
+			if err := permit(c, h); err != nil {
+				return err
+			}
+			renewed, err := membership.RenewGuard(c.Context, h)
+			if renewed {
+				fmt.Fprintf(out(c), "the drop-in of %s is that of this version\n", h.Config.Postgres.Unit)
+			}
+			return err
 		},
 	}
 }

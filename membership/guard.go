@@ -1,6 +1,8 @@
 package membership
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -24,18 +26,36 @@ func guard(h *node.Host) error {
 	if h.Config.Services.Manager == "exec" {
 		return nil
 	}
-	text, err := packaging.Unit(packaging.PostgresDropIn)
+	text, err := guardText(h)
 	if err != nil {
 		return err
-	}
-	if text, err = adapt(text, h.Config.Postgres); err != nil {
-		return fmt.Errorf("guard PostgreSQL's unit: %w", err)
 	}
 	file := guardFile(h)
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return fmt.Errorf("guard PostgreSQL's unit: %w", err)
 	}
-	return statefile.WriteText(file, []byte(text), 0o644)
+	return statefile.WriteText(file, text, 0o644)
+}
+
+// RenewGuard lays the drop-in of this version over that of another one, so that it is
+// in force the next time that PostgreSQL starts. A host without one, which is no
+// member, gets none.
+func RenewGuard(ctx context.Context, h *node.Host) (renewed bool, err error) {
+	old, err := os.ReadFile(guardFile(h))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read the guard of PostgreSQL's unit: %w", err)
+	}
+	text, err := guardText(h)
+	if err != nil || bytes.Equal(old, text) {
+		return false, err
+	}
+	if err := statefile.WriteText(guardFile(h), text, 0o644); err != nil {
+		return false, err
+	}
+	return true, h.Units().Reload(ctx)
 }
 
 // unguard takes it away again.
@@ -50,6 +70,17 @@ func unguard(h *node.Host) error {
 
 func guardFile(h *node.Host) string {
 	return filepath.Join(h.Layout.Units, services.UnitName(h.Config.Postgres.Unit)+".d", filepath.Base(packaging.PostgresDropIn))
+}
+
+func guardText(h *node.Host) ([]byte, error) {
+	text, err := packaging.Unit(packaging.PostgresDropIn)
+	if err != nil {
+		return nil, err
+	}
+	if text, err = adapt(text, h.Config.Postgres); err != nil {
+		return nil, fmt.Errorf("guard PostgreSQL's unit: %w", err)
+	}
+	return []byte(text), nil
 }
 
 // adapt puts the paths and the user of this host into the text of the drop-in, which

@@ -150,6 +150,7 @@ type Units interface {
 	State(ctx context.Context, unit string) (services.State, error)
 	Enable(ctx context.Context, units ...string) error
 	Disable(ctx context.Context, units ...string) error
+	Reload(ctx context.Context) error
 	// OnShutdown calls back when the host begins to go down, and holds that up.
 	OnShutdown(ctx context.Context, changed func(ctx context.Context, down bool)) error
 }

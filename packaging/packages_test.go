@@ -175,13 +175,19 @@ func (h *host) member() {
 }
 
 // upgrade: every daemon is restarted, Consul, which is the same, and PostgreSQL are
-// not, and the node is active all along.
+// not, and the node is active all along. What lies over the unit of PostgreSQL is
+// renewed.
 func (h *host) upgrade(deb string) {
 	h.t.Helper()
+	const guard = "/etc/systemd/system/" + postgres + ".d/understudy.conf"
+	text := h.do("cat " + guard)
+	h.do("sed --in-place s/RestartSec=1$/RestartSec=7/ " + guard + "; systemctl daemon-reload")
 	units := append(packaging.Daemons(), postgres)
 	before := h.pids(units)
 	h.apt("install", filepath.Join(packages, filepath.Base(deb)))
 	after := h.pids(units)
+	h.is("the drop-in", h.do("cat "+guard), text)
+	h.is("what systemd has of it", h.do("systemctl show --property=RestartUSec,NeedDaemonReload "+postgres), "RestartUSec=1s\nNeedDaemonReload=no\n")
 	for _, unit := range units {
 		same := before[unit] == after[unit]
 		if stays := unit == postgres || unit == "understudy-consul.service"; same != stays || after[unit] == "0" {
@@ -193,9 +199,9 @@ func (h *host) upgrade(deb string) {
 		Active string
 		Epoch  int
 	}
-	text := h.do("understudy cluster status --json")
-	if err := json.Unmarshal([]byte(text), &status); err != nil || status.Active != "alpha" || status.Epoch != 1 {
-		h.t.Errorf("after the upgrade: %v, %s", err, text)
+	said := h.do("understudy cluster status --json")
+	if err := json.Unmarshal([]byte(said), &status); err != nil || status.Active != "alpha" || status.Epoch != 1 {
+		h.t.Errorf("after the upgrade: %v, %s", err, said)
 	}
 	h.sql("insert into kept values ('after the upgrade')")
 }
@@ -234,6 +240,7 @@ echo file >/var/lib/understudy/file-sync/versions/data/replaced/file`)
 	h.t.Log(h.do("understudy cluster teardown --yes"))
 	h.await("pg_isready --quiet")
 	h.is("PostgreSQL's unit", h.do("systemctl show --property=Type --value "+postgres), "forking\n")
+	h.is("what listens", h.do("systemctl list-units --no-legend --plain --state=active 'understudy-*'; ss --no-header --listening --unix --processes | grep understudy || true; find /run/understudy -type s"), "")
 	h.sql("insert into kept values ('after the teardown')")
 }
 
