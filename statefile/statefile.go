@@ -53,7 +53,8 @@ func WriteText(file string, text []byte, mode os.FileMode) error {
 }
 
 func writeText(file string, text []byte, mode os.FileMode) error {
-	f, err := renameio.NewPendingFile(file, renameio.WithStaticPermissions(mode))
+	// Beside it, or the library tries each time whether one of the system's would do.
+	f, err := renameio.NewPendingFile(file, renameio.WithStaticPermissions(mode), renameio.WithTempDir(filepath.Dir(file)))
 	if err != nil {
 		return err
 	}
