@@ -10,6 +10,9 @@ import (
 	"github.com/understudy-ha/understudy/cluster"
 )
 
+// viewAgain is the pause before Consul is asked again for its state.
+const viewAgain = 100 * time.Millisecond
+
 // order asks the driver of an active node to hand over.
 type order struct {
 	target string          // empty: the best standby
@@ -170,8 +173,15 @@ func (h *Handler) mayHandOver(ctx context.Context, o order) error {
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
 	// Looked at anew: an option may have been set, or a standby may have come, since
-	// the watch and the tick last brought anything.
+	// the watch and the tick last brought anything. While Consul elects a leader this waits.
 	view, err := h.Store.View(ctx)
+	for err != nil && ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-time.After(viewAgain):
+			view, err = h.Store.View(ctx)
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("hand over: %w", err)
 	}
