@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -221,9 +222,7 @@ func bothSidesWrite(t *testing.T, g *group) {
 	t.Logf("healthy %.1f s after the cut was healed", time.Since(healed).Seconds())
 	majority.goOn(t)
 	went, lost := majority.end(t), minority.end(t)
-	if after.Active != cut.Active || after.Epoch != cut.Epoch {
-		t.Errorf("from %+v to %+v", cut, after)
-	}
+	settled(t, cut, after)
 	g.sound(t, after, journal)
 	g.sound(t, after, went)
 	g.reapplied(t, after, old, lost)
@@ -312,10 +311,11 @@ func minorityWrites(t *testing.T, g *group) {
 	g.sound(t, after, minority.end(t))
 	// That a check failed may reach Consul's leader only when the link is whole again, out
 	// of the network, and end the session of a promotion. It is tried again.
-	change := ask[history.Change](t, g, old, "explain")
-	if after.Active != old || change.Epoch != after.Epoch || change.From != cut.Active || change.Winner != old {
+	change := ask[history.Change](t, g, old, "explain", strconv.FormatUint(uint64(cut.Epoch+1), 10))
+	if change.From != cut.Active || change.Winner != old {
 		t.Errorf("from %+v to %+v by %+v", cut, after, change)
 	}
+	settled(t, rig.Status{Active: old, Epoch: change.Epoch}, after)
 	for _, a := range change.Attempts {
 		if a.Winner != old || a.Epoch <= cut.Epoch {
 			t.Errorf("an attempt of %s at epoch %d; the change is %+v", a.Winner, a.Epoch, change)
@@ -342,9 +342,7 @@ func minorityReads(t *testing.T, g *group) {
 	})
 	g.must(t, "heal")
 	after := g.healthy(t, cut.Active, 3)
-	if after.Active != cut.Active || after.Epoch != cut.Epoch {
-		t.Errorf("from %+v to %+v", cut, after)
-	}
+	settled(t, cut, after)
 	g.sound(t, after, journal)
 }
 
@@ -363,13 +361,29 @@ func (g *group) staysInMinority(t *testing.T, node, says string, database func()
 	})
 }
 
+// settled checks where a cut was healed that no part had served in. The active stays
+// what it was, but for this: an agent of Consul does not reach a leader beyond the former
+// cut before TCP tries an old connection again, which may take as long as the cut has
+// lasted. If the active's agent is the one, its session ends, and it or another node is
+// elected; how often is told.
+func settled(t *testing.T, before, after rig.Status) {
+	t.Helper()
+	if after.Epoch < before.Epoch || after.Epoch == before.Epoch && after.Active != before.Active {
+		t.Errorf("from %+v to %+v", before, after)
+	}
+	if n := after.Epoch - before.Epoch; n > 0 {
+		t.Logf("%d elections after the cut was healed; %s was active, %s is", n, before.Active, after.Active)
+	}
+}
+
 // minorityOff cuts off one standby, then the other, then the active, each until
 // minority_after is long over. Nobody serves a part, so nothing is lost.
 func minorityOff(t *testing.T, g *group) {
 	before := g.healthy(t, "node1", 3)
 	want(t, g.cluster(t, "node1", "options", "set", "minority_mode=off"), 0)
-	for _, node := range append(before.Standbys(), before.Active) {
+	for i := range before.Nodes {
 		seen := g.healthy(t, "node1", 3)
+		node := append(seen.Standbys(), seen.Active)[i]
 		after := g.underWrites(t, func() {
 			g.cutOff(t, node)
 			g.staysInMinority(t, node, "minority_mode is off", func() error {
@@ -384,15 +398,10 @@ func minorityOff(t *testing.T, g *group) {
 				return err
 			})
 		})
-		if node != before.Active && after.Active != seen.Active {
-			t.Errorf("%s was cut off: from %+v to %+v", node, seen, after)
+		if node != seen.Active {
+			settled(t, seen, after)
 		}
-		// Consul's leader may have been on it. On a slow machine the next one hears the active
-		// too late, which is then elected once more.
-		if node != before.Active && after.Epoch != seen.Epoch {
-			t.Logf("%s was cut off, and %s was elected again: epoch %d, then %d", node, after.Active, seen.Epoch, after.Epoch)
-		}
-		if node == before.Active && (after.Active == node || after.Epoch <= seen.Epoch) {
+		if node == seen.Active && (after.Active == node || after.Epoch <= seen.Epoch) {
 			t.Errorf("the active was cut off: from %+v to %+v", seen, after)
 		}
 	}
