@@ -175,12 +175,8 @@ func (h *Handler) mayHandOver(ctx context.Context, o order) error {
 	// Looked at anew: an option may have been set, or a standby may have come, since
 	// the watch and the tick last brought anything. While Consul elects a leader this waits.
 	view, err := h.Store.View(ctx)
-	for err != nil && ctx.Err() == nil {
-		select {
-		case <-ctx.Done():
-		case <-time.After(viewAgain):
-			view, err = h.Store.View(ctx)
-		}
+	for err != nil && sleep(ctx, viewAgain) == nil {
+		view, err = h.Store.View(ctx)
 	}
 	if err != nil {
 		return fmt.Errorf("hand over: %w", err)
