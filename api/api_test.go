@@ -138,9 +138,9 @@ func TestMembersAreServed(t *testing.T) {
 	if l, err := c.Lend(t.Context(), s.self, 8); err != nil || l.Tenure != "l8" || len(s.node.lent) != 1 || s.node.lent[0] != "n2" {
 		t.Errorf("loan %+v, %v, to %v", l, err, s.node.lent)
 	}
-	check(t, c.Vouch(t.Context(), s.self, "n9", 8)) // the certificate tells who asks
-	if len(s.node.vouched) != 1 || s.node.vouched[0] != "n2" {
-		t.Errorf("vouched for %v", s.node.vouched)
+	renewed, err := c.Vouch(t.Context(), s.self, "n9", 8) // the certificate tells who asks
+	if err != nil || !renewed || len(s.node.vouched) != 1 || s.node.vouched[0] != "n2" {
+		t.Errorf("vouched for %v, renewed %v, %v", s.node.vouched, renewed, err)
 	}
 	if a, err := c.Rally(t.Context(), s.self); err != nil || !a.Serving || a.Verdict != cluster.Minority {
 		t.Errorf("rally: %+v, %v", a, err)
@@ -204,7 +204,7 @@ func TestWhoIsRefused(t *testing.T) {
 		"report":     func(c *api.Client) error { _, err := c.Report(t.Context(), s.self); return err },
 		"detach":     func(c *api.Client) error { _, err := c.Detach(t.Context(), s.self, 8, 1); return err },
 		"lend":       func(c *api.Client) error { _, err := c.Lend(t.Context(), s.self, 8); return err },
-		"vouch":      func(c *api.Client) error { return c.Vouch(t.Context(), s.self, "n2", 8) },
+		"vouch":      func(c *api.Client) error { _, err := c.Vouch(t.Context(), s.self, "n2", 8); return err },
 		"rally":      func(c *api.Client) error { _, err := c.Rally(t.Context(), s.self); return err },
 		"force":      func(c *api.Client) error { return c.Force(t.Context(), s.self) },
 		"last-write": func(c *api.Client) error { _, err := c.LastWrite(t.Context(), s.self, 1); return err },

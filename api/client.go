@@ -87,8 +87,10 @@ func (c *Client) Lend(ctx context.Context, n cluster.Node, epoch cluster.Epoch) 
 
 // Vouch asks the node to stand by this one, the active of the epoch. Who asks is
 // told by the certificate.
-func (c *Client) Vouch(ctx context.Context, n cluster.Node, _ string, epoch cluster.Epoch) error {
-	return c.call(ctx, http.MethodPost, n, "vouch", VouchRequest{epoch}, nil)
+func (c *Client) Vouch(ctx context.Context, n cluster.Node, _ string, epoch cluster.Epoch) (renewed bool, err error) {
+	var r VouchReply
+	err = c.call(ctx, http.MethodPost, n, "vouch", VouchRequest{epoch}, &r)
+	return r.Renewed, err
 }
 
 // Rally asks a node that is cut off with this one where it stands.

@@ -25,7 +25,7 @@ type Voter interface {
 	Detach(ctx context.Context, by string, epoch cluster.Epoch, seen uint64) (cluster.Answer, error)
 	// Lend lets the node to take this one's WAL, which has promised the epoch.
 	Lend(ctx context.Context, to string, epoch cluster.Epoch) (cluster.Loan, error)
-	Vouch(ctx context.Context, active string, epoch cluster.Epoch) error
+	Vouch(ctx context.Context, active string, epoch cluster.Epoch) (renewed bool, err error)
 	// Rally tells a node of the same part that is cut off where this one stands.
 	Rally(ctx context.Context) (cluster.Answer, error)
 	// Claim hears a node whose part was cut off. An *Error with CodeKept is final.
@@ -77,7 +77,8 @@ func Handler(b Backend) http.Handler {
 	mux.Handle("POST /api/v1/vouch", b.managers(func(w http.ResponseWriter, r *http.Request) {
 		active, _ := b.Caller(r.TLS)
 		answer(w, r, func(ctx context.Context, in VouchRequest) (any, error) {
-			return struct{}{}, b.Voter.Vouch(ctx, active, in.Epoch)
+			renewed, err := b.Voter.Vouch(ctx, active, in.Epoch)
+			return VouchReply{renewed}, err
 		})
 	}))
 	mux.Handle("POST /api/v1/rally", b.managers(func(w http.ResponseWriter, r *http.Request) {
@@ -130,6 +131,12 @@ type LendRequest struct {
 // epoch, and Consul does not hear it.
 type VouchRequest struct {
 	Epoch cluster.Epoch `json:"epoch"`
+}
+
+// VouchReply says that the node stands by the caller, and whether Consul has let it
+// renew the caller's session.
+type VouchReply struct {
+	Renewed bool `json:"renewed"`
 }
 
 // LastWriteRequest is the body of POST /api/v1/last-write; the reply is a

@@ -52,9 +52,9 @@ func (n *fakeNode) Lend(_ context.Context, to string, epoch cluster.Epoch) (clus
 	return cluster.Loan{Tenure: cluster.LoanTenure(epoch)}, n.err
 }
 
-func (n *fakeNode) Vouch(_ context.Context, active string, epoch cluster.Epoch) error {
+func (n *fakeNode) Vouch(_ context.Context, active string, epoch cluster.Epoch) (bool, error) {
 	n.vouched = append(n.vouched, active)
-	return n.err
+	return n.err == nil, n.err
 }
 
 func (n *fakeNode) Rally(context.Context) (cluster.Answer, error) {

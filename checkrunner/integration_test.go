@@ -122,8 +122,7 @@ func TestDeathOfTheDatabase(t *testing.T) {
 	const rounds = 3
 	for round := range rounds {
 		value := cluster.Leader{Node: name, Epoch: 1, Ready: true}
-		spec := registry.SessionSpec{Name: "test", TTL: 30 * time.Second, Checks: cluster.SessionChecks()}
-		if _, err := client.Acquire(ctx, value, spec); err != nil {
+		if _, err := client.Acquire(ctx, value, 30*time.Second, cluster.SessionChecks()); err != nil {
 			t.Fatal(err)
 		}
 		receive(ctx, t, "the lock is held", held)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/understudy-ha/understudy/cluster"
@@ -43,10 +44,11 @@ type registry struct {
 }
 
 type session struct {
-	id   string
-	node string
-	ttl  time.Duration
-	ends *time.Timer
+	id    string
+	node  string
+	ttl   time.Duration
+	ends  *time.Timer
+	bound bool // to the checks of its node
 }
 
 func newRegistry(w *world) *registry {
@@ -89,14 +91,27 @@ func (r *registry) drop(id string) {
 }
 
 // checks ends the sessions of nodes whose PostgreSQL was seen to be gone, or
-// whose disk fails. A node that is dead, frozen or cut off tells nothing.
+// whose disk fails, where they are bound to that. A node that is dead, frozen or cut
+// off tells nothing.
 func (r *registry) checks() {
 	for _, id := range slices.Sorted(maps.Keys(r.sessions)) {
-		if h := r.w.hosts[r.sessions[id].node]; h.speaks() && (!h.pg.running || h.pg.disk != "") {
+		if s := r.sessions[id]; s.bound && r.w.hosts[s.node].speaks() && !r.w.hosts[s.node].fit() {
 			r.drop(id)
 		}
 	}
 }
+
+// tellLate ends the sessions that are bound to the checks of a host that passes them.
+func (r *registry) tellLate(h *host) {
+	for _, id := range slices.Sorted(maps.Keys(r.sessions)) {
+		if s := r.sessions[id]; s.bound && s.node == h.name {
+			r.drop(id)
+		}
+	}
+}
+
+// fit says that no health check of the host fails, by its agent's word.
+func (h *host) fit() bool { return h.pg.running && h.pg.disk == "" && !h.expired }
 
 // failing is what the health checks say.
 func (h *host) failing(ctx context.Context, node string) (map[string]string, error) {
@@ -216,7 +231,16 @@ func (s *fakeStore) SetSync(ctx context.Context, session string, index uint64, s
 
 type fakeLocks struct{ h *host }
 
-func (l *fakeLocks) Acquire(ctx context.Context, value cluster.Leader, ttl time.Duration) (Lease, error) {
+func (l *fakeLocks) Fit(context.Context) error {
+	l.h.w.mu.Lock()
+	defer l.h.w.mu.Unlock()
+	if !l.h.fit() {
+		return ErrUnfit
+	}
+	return nil
+}
+
+func (l *fakeLocks) Acquire(ctx context.Context, value cluster.Leader, ttl time.Duration, bound bool) (Lease, error) {
 	r, err := (&fakeStore{l.h}).reach(ctx)
 	if err != nil {
 		return nil, err
@@ -227,35 +251,61 @@ func (l *fakeLocks) Acquire(ctx context.Context, value cluster.Leader, ttl time.
 		return nil, errSuperseded
 	case r.view.Leader.Held:
 		return nil, errLocked
-	case !l.h.pg.running, l.h.pg.disk != "":
-		return nil, errCheckFails
+	case bound && !l.h.fit():
+		return nil, ErrUnfit
 	}
+	s := r.session(l.h.name, ttl)
+	s.bound = bound
+	value.Held, value.Session = true, s.id
+	r.view.Leader, r.view.LeaderIndex = value, r.touch()
+	return newFakeLease(l.h, s.id), nil
+}
+
+// session makes one.
+func (r *registry) session(node string, ttl time.Duration) *session {
 	r.made++
-	s := &session{id: fmt.Sprintf("session-%d", r.made), node: l.h.name, ttl: ttl}
+	s := &session{id: fmt.Sprintf("session-%d", r.made), node: node, ttl: ttl}
 	s.ends = time.AfterFunc(2*ttl, func() {
-		l.h.w.mu.Lock()
-		defer l.h.w.mu.Unlock()
+		r.w.mu.Lock()
+		defer r.w.mu.Unlock()
 		if !r.down {
 			r.drop(s.id)
 		}
 	})
 	r.sessions[s.id] = s
-	value.Held, value.Session = true, s.id
-	r.view.Leader, r.view.LeaderIndex = value, r.touch()
-	return &fakeLease{l.h, s.id}, nil
+	return s
 }
 
-func (l *fakeLocks) Adopt(ctx context.Context, id string) (Lease, error) {
-	lease := &fakeLease{l.h, id}
+func (l *fakeLocks) Adopt(ctx context.Context, epoch cluster.Epoch) (Lease, error) {
+	r, err := (&fakeStore{l.h}).reach(ctx)
+	if err != nil {
+		return nil, err
+	}
+	held := r.view.Leader
+	l.h.w.mu.Unlock()
+	if !held.Held || held.Node != l.h.name || held.Epoch != epoch {
+		return nil, fmt.Errorf("adopt: %w", ErrSessionGone)
+	}
+	lease := newFakeLease(l.h, held.Session)
 	return lease, lease.Renew(ctx)
+}
+
+func (l *fakeLocks) Renew(ctx context.Context, session string) error {
+	return newFakeLease(l.h, session).Renew(ctx)
 }
 
 type fakeLease struct {
 	h  *host
-	id string
+	id atomic.Value // string
 }
 
-func (l *fakeLease) ID() string { return l.id }
+func newFakeLease(h *host, session string) *fakeLease {
+	l := &fakeLease{h: h}
+	l.id.Store(session)
+	return l
+}
+
+func (l *fakeLease) ID() string { return l.id.Load().(string) }
 
 // held is reach for the holder of the lock.
 func (l *fakeLease) held(ctx context.Context) (*registry, *session, error) {
@@ -267,10 +317,10 @@ func (l *fakeLease) held(ctx context.Context) (*registry, *session, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	s := r.sessions[l.id]
-	if s == nil || r.view.Leader.Session != l.id {
+	s := r.sessions[l.ID()]
+	if s == nil || r.view.Leader.Session != s.id {
 		l.h.w.mu.Unlock()
-		return nil, nil, fmt.Errorf("renew %s: %w", l.id, ErrSessionGone)
+		return nil, nil, fmt.Errorf("renew %s: %w", l.ID(), ErrSessionGone)
 	}
 	return r, s, nil
 }
@@ -291,7 +341,7 @@ func (l *fakeLease) Update(ctx context.Context, value cluster.Leader) error {
 		return err
 	}
 	defer l.h.w.mu.Unlock()
-	value.Held, value.Session = true, l.id
+	value.Held, value.Session = true, l.ID()
 	r.view.Leader, r.view.LeaderIndex = value, r.touch()
 	return nil
 }
@@ -309,6 +359,23 @@ func (l *fakeLease) Release(ctx context.Context) error {
 		l.h.w.fault("%s gives the lock back before its primary has stopped", l.h.name)
 	}
 	r.view.Leader.Ready = false
-	r.drop(l.id)
+	r.drop(l.ID())
+	return nil
+}
+
+// Bind leaves the former session, which holds nothing any more, to its end.
+func (l *fakeLease) Bind(ctx context.Context) error {
+	r, s, err := l.held(ctx)
+	if err != nil {
+		return err
+	}
+	defer l.h.w.mu.Unlock()
+	if !l.h.fit() {
+		return errCheckFails
+	}
+	next := r.session(s.node, s.ttl)
+	next.bound = true
+	r.view.Leader.Session, r.view.LeaderIndex = next.id, r.touch()
+	l.id.Store(next.id)
 	return nil
 }

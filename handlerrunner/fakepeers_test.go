@@ -51,10 +51,10 @@ func (p *fakePeers) Lend(ctx context.Context, node cluster.Node, epoch cluster.E
 	return handler.Lend(ctx, p.h.name, epoch)
 }
 
-func (p *fakePeers) Vouch(ctx context.Context, node cluster.Node, active string, epoch cluster.Epoch) error {
+func (p *fakePeers) Vouch(ctx context.Context, node cluster.Node, active string, epoch cluster.Epoch) (bool, error) {
 	handler, err := p.reach(ctx, node.Name)
 	if err != nil {
-		return err
+		return false, err
 	}
 	return handler.Vouch(ctx, active, epoch)
 }

@@ -63,9 +63,8 @@ type durable struct {
 	// PromiseAt is the index at which the latest election that was answered
 	// had seen the leader key free: see redeem.
 	PromiseAt uint64        `json:"promise_at"`
-	Tried     cluster.Epoch `json:"tried"`   // the latest epoch for which it took the lock
-	Session   string        `json:"session"` // that holds, or held, the lock
-	Paused    bool          `json:"paused"`  // the latest word on it that was heard
+	Tried     cluster.Epoch `json:"tried"`  // the latest epoch for which it took the lock
+	Paused    bool          `json:"paused"` // the latest word on it that was heard
 
 	// Lines are the timelines of promotions, here or on a node that was
 	// followed, that other nodes may know nothing of: see doubled. Oldest first.
@@ -112,6 +111,7 @@ type Handler struct {
 	unkept   bool // the disk has refused durable as it is
 	view     cluster.View
 	fresh    cluster.Tri
+	deaf     time.Time // when the registry was last out of reach
 	seen     time.Time // when who is named, or whether the lock is held, last changed
 	db       Database
 	stood    cluster.Position // where the server was last seen, since the directory was mended
@@ -153,7 +153,7 @@ func New(o Options) (*Handler, error) {
 	}
 	h := &Handler{Options: o, wakeup: make(chan struct{}, 1), orders: make(chan order, 1), moving: make(latch, 1), units: map[string]cluster.Tri{}, faltered: map[string]time.Time{}, roster: roster{}}
 	h.job.wake = h.wake
-	h.tenure.log, h.tenure.wake, h.tenure.vouched, h.tenure.hold, h.tenure.retake = o.Log, h.wake, h.vouched, h.hold, h.relock
+	h.tenure.log, h.tenure.wake, h.tenure.vouched, h.tenure.hold, h.tenure.retake = o.Log, h.wake, h.vouched, h.hold, h.retakeLock
 	d, err := statefile.Read[durable](o.State)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -221,15 +221,15 @@ func (h *Handler) resume(ctx context.Context) {
 	if d.State == cluster.Active {
 		asked := time.Now()
 		try, cancel := context.WithTimeout(ctx, leaseTTL) // it may be open without a lease
-		lease, err := h.Locks.Adopt(try, d.Session)
+		lease, err := h.Locks.Adopt(try, d.Tried)
 		for err != nil && !errors.Is(err, ErrSessionGone) && try.Err() == nil {
 			_ = sleep(try, leaseTTL/10) // the agent may have been restarted, too
-			lease, err = h.Locks.Adopt(try, d.Session)
+			lease, err = h.Locks.Adopt(try, d.Tried)
 		}
 		cancel()
 		if err == nil {
-			h.tenure.begin(lease, d.Tried, asked, h.ttl())
-			h.Log.Info("leader session adopted", "epoch", d.Tried, "session", d.Session)
+			h.tenure.begin(lease, d.Tried, asked, h.ttl(), false)
+			h.Log.Info("leader session adopted", "epoch", d.Tried, "session", lease.ID())
 			return
 		}
 		h.Log.Warn("leader session not adopted", "epoch", d.Tried, "error", err)
@@ -266,6 +266,9 @@ func (h *Handler) see(v cluster.View, ok bool) {
 	}
 	was := h.fresh
 	h.fresh = cluster.TriOf(ok)
+	if !ok || was == cluster.No {
+		h.deaf = time.Now()
+	}
 	changed := was != h.fresh
 	h.mu.Unlock()
 	if ok && (!reflect.DeepEqual(before.Nodes, v.Nodes) || !reflect.DeepEqual(before.Info, v.Info) || before.NextMasterIndex != v.NextMasterIndex || len(before.Removed) != len(v.Removed)) {
@@ -275,6 +278,13 @@ func (h *Handler) see(v cluster.View, ok bool) {
 		h.Log.Info("registry", "reachable", ok)
 	}
 	h.wake()
+}
+
+// reached says that the registry has been within reach for as long as that.
+func (h *Handler) reached(d time.Duration) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.fresh == cluster.Yes && time.Since(h.deaf) > d
 }
 
 // remember keeps what a node must know of the cluster that starts while the
@@ -297,6 +307,9 @@ func (h *Handler) step(ctx context.Context) {
 	if d.To != o.State {
 		h.job.cancel()
 		h.enter(d)
+	}
+	if d.To != cluster.Active && o.Running == cluster.No {
+		_ = h.act(ctx, cluster.Release, o) // it accepts no writes, and no unit that takes its time to stop must keep another from it
 	}
 	for _, a := range d.Do {
 		if err := h.act(ctx, a, o); err != nil {

@@ -21,6 +21,18 @@ const (
 	leaseFactor = 1.8
 	renewals    = 3 // in a TTL
 	calmAfter   = 8 // TTLs in which Consul, silent until now, may yet lose the session
+	// bindAfter is how long Consul must have been within reach before the lock falls with
+	// this node's checks. Where it was not, its servers may hear late of failures that
+	// are over; see aloneFor.
+	bindAfter = 15 * leaseTTL
+	// believeAfter is when the agent's own word on the checks counts again. One that stood
+	// still has all of them for expired until it hears of them.
+	believeAfter = 3 * leaseTTL
+	// aloneFor is how long the lease goes on while Consul hears other nodes, but not this
+	// one. An agent that was cut off from Consul's leader before may go on using the same
+	// connection, on which TCP waits as long again before it tries anew; after 30 to 40 s
+	// the agent closes it by itself (yamux: KeepAliveInterval, ConnectionWriteTimeout).
+	aloneFor = 15 * leaseTTL
 	// releaseWithin bounds the release: then the session has ended by itself. It
 	// has nearly done so where Consul was silent until the lease was over, and a
 	// fenced node that is cut off need not wait for the answer.
@@ -33,28 +45,34 @@ const (
 type tenure struct {
 	log  *slog.Logger
 	wake func() // called when the tenure has ended
-	// vouched asks the standbys whether they stand by the active of an epoch,
-	// so that no election can succeed for the lifetime of a lease.
-	vouched func(ctx context.Context, epoch cluster.Epoch) bool
+	// vouched asks the standbys whether they stand by the active of an epoch, so that
+	// no election can succeed for the lifetime of a lease. Consul may hear them: then
+	// they have renewed the session.
+	vouched func(ctx context.Context, epoch cluster.Epoch) (standing, heard bool)
 	hold    func(until time.Time) // tells who watches over this process
-	// retake takes the lock again for an epoch, in a new session.
-	retake func(ctx context.Context, epoch cluster.Epoch) (Lease, error)
+	// retake takes the lock again for an epoch, in a new session; where it must be
+	// fit, only if this node passes its checks.
+	retake func(ctx context.Context, epoch cluster.Epoch, fit bool) (Lease, error)
 
-	mu    sync.Mutex
-	lease Lease // the latest; nil when none was begun, or it was given back
-	over  bool  // it is being given back
-	epoch cluster.Epoch
-	until time.Time
-	stop  context.CancelFunc
-	done  chan struct{}
+	mu      sync.Mutex
+	lease   Lease     // the latest; nil when none was begun, or it was given back
+	over    bool      // it is being given back
+	bound   bool      // it falls with this node's checks
+	stirred time.Time // when it last did not simply go on
+	silent  time.Time // when Consul was last silent
+	epoch   cluster.Epoch
+	until   time.Time
+	stop    context.CancelFunc
+	done    chan struct{}
 }
 
 // begin holds on to a lease that was asked for at asked, and renews it until
 // end is called or it is lost.
-func (t *tenure) begin(l Lease, epoch cluster.Epoch, asked time.Time, ttl time.Duration) {
+func (t *tenure) begin(l Lease, epoch cluster.Epoch, asked time.Time, ttl time.Duration, bound bool) {
 	ctx, stop := context.WithCancel(context.Background())
 	t.mu.Lock()
 	t.lease, t.over, t.epoch, t.stop, t.done = l, false, epoch, stop, make(chan struct{})
+	t.bound, t.stirred, t.silent = bound, asked, time.Time{}
 	t.until = asked.Add(lifetime(ttl))
 	done := t.done
 	t.hold(t.until)
@@ -73,7 +91,7 @@ func lifetime(ttl time.Duration) time.Duration {
 func (t *tenure) renew(ctx context.Context, l Lease, ttl time.Duration) {
 	tick := time.NewTicker(ttl / renewals)
 	defer tick.Stop()
-	var vouched time.Time // last, because Consul was silent
+	var alone time.Time // since when Consul hears others alone
 	for {
 		select {
 		case <-ctx.Done():
@@ -85,30 +103,48 @@ func (t *tenure) renew(ctx context.Context, l Lease, ttl time.Duration) {
 		err := l.Renew(try)
 		cancel()
 		gone := errors.Is(err, ErrSessionGone)
-		unsettled := time.Since(vouched) < calmAfter*ttl
+		t.mu.Lock()
+		unsettled := time.Since(t.silent) < calmAfter*ttl
+		t.mu.Unlock()
+		stirred, silent := err != nil, err != nil && !gone
 		switch {
-		case gone && unsettled:
-			// Consul is back, and has forgotten the session or found the checks
-			// that it is bound to expired. Nobody can be named once the lock is
-			// taken again, and whoever was has it.
+		case gone:
+			// Consul has forgotten the session, or has heard of a check that fails. That
+			// may be long over, and where Consul was silent until now, the agents take
+			// their checks for expired. Nobody can be named once the lock is taken again,
+			// and whoever was has it.
 			asked = time.Now()
 			try, cancel := context.WithTimeout(ctx, ttl/2)
 			var again Lease
-			if again, err = t.retake(try, t.epoch); err == nil {
+			if again, err = t.retake(try, t.epoch, !unsettled); err == nil {
 				l, gone = again, false
 			}
 			cancel()
-		case err != nil && !gone && ctx.Err() == nil:
+		case err == nil:
+			alone = time.Time{}
+		case ctx.Err() == nil && (alone.IsZero() || time.Since(alone) < aloneFor):
 			// Consul is silent, which is neither a partition nor a rival.
 			asked = time.Now()
 			try, cancel := context.WithTimeout(ctx, ttl/2)
-			if t.vouched(try, t.epoch) {
-				err, vouched = nil, asked
+			standing, heard := t.vouched(try, t.epoch)
+			if standing {
+				err = nil
+			}
+			if heard && alone.IsZero() {
+				alone = asked
 			}
 			cancel()
 		}
 		t.mu.Lock()
-		t.lease = l
+		if l != t.lease {
+			t.lease, t.bound = l, false
+		}
+		if stirred {
+			t.stirred = asked
+		}
+		if silent && err == nil { // vouched for
+			t.silent = asked
+		}
 		switch {
 		case err == nil && !t.over:
 			t.until = asked.Add(lifetime(ttl))
@@ -132,6 +168,42 @@ func (t *tenure) valid(now time.Time) (bool, cluster.Epoch) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.lease != nil && !t.over && now.Before(t.until), t.epoch
+}
+
+// bind has the lock fall with this node's checks, once the lease has gone on
+// undisturbed for bindAfter. Until then it looks at them itself, with fit: where one
+// fails, the tenure is over.
+func (t *tenure) bind(ctx context.Context, fit func(context.Context) error) {
+	t.mu.Lock()
+	l := t.lease
+	open := l != nil && !t.over && !t.bound
+	due, believed := time.Since(t.stirred) > bindAfter, time.Since(t.silent) > believeAfter
+	t.mu.Unlock()
+	if !open || !believed {
+		return
+	}
+	err := fit(ctx)
+	unfit := errors.Is(err, ErrUnfit)
+	if err == nil && due {
+		err = l.Bind(ctx)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if l != t.lease {
+		return
+	}
+	switch {
+	case unfit:
+		t.over, t.until = true, time.Time{}
+		t.stop()
+	case due && err == nil:
+		t.bound = true
+	case due:
+		t.stirred = time.Now()
+	}
+	if err != nil {
+		t.log.Warn("the lock is not bound to this node's checks", "error", err, "epoch", t.epoch)
+	}
 }
 
 func (t *tenure) held() Lease {

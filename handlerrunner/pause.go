@@ -39,6 +39,9 @@ func (h *Handler) spared() bool {
 // lock is then not given back, with PostgreSQL open.
 func (h *Handler) retake(ctx context.Context) error {
 	_, d, _ := h.snapshot()
+	if err := h.Locks.Fit(ctx); err != nil {
+		return err
+	}
 	asked := time.Now()
 	lease := h.tenure.held()
 	err := ErrSessionGone
@@ -56,8 +59,18 @@ func (h *Handler) retake(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	h.tenure.begin(lease, d.Tried, asked, h.ttl())
+	h.tenure.begin(lease, d.Tried, asked, h.ttl(), false)
 	return nil
+}
+
+// retakeLock takes the lock again that was lost while this node is active.
+func (h *Handler) retakeLock(ctx context.Context, epoch cluster.Epoch, fit bool) (Lease, error) {
+	if fit {
+		if err := h.Locks.Fit(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return h.relock(ctx, epoch)
 }
 
 // relock takes the lock again for the epoch in which this node is active: nobody
@@ -66,18 +79,14 @@ func (h *Handler) retake(ctx context.Context) error {
 func (h *Handler) relock(ctx context.Context, epoch cluster.Epoch) (Lease, error) {
 	view, d, db := h.snapshot()
 	l := view.Leader
-	if l.Node != h.Node || l.Epoch != epoch || d.Tried != epoch || db.Position.Timeline != l.Timeline {
-		return nil, errors.New("take the lock again: it was last held for another epoch, or PostgreSQL is on another timeline")
+	open := (d.State == cluster.Active || d.State == cluster.Maintenance) && db.Primary == cluster.Yes && !l.Yields
+	if !open || l.Node != h.Node || l.Epoch != epoch || d.Tried != epoch || db.Position.Timeline != l.Timeline {
+		return nil, errors.New("take the lock again: it was last held for another epoch, or PostgreSQL is closed or on another timeline")
 	}
-	lease, err := h.Locks.Acquire(ctx, cluster.Leader{Node: h.Node, Epoch: l.Epoch, Ready: true, Timeline: l.Timeline, Lines: l.Lines}, h.ttl())
+	lease, err := h.Locks.Acquire(ctx, cluster.Leader{Node: h.Node, Epoch: l.Epoch, Ready: true, Timeline: l.Timeline, Lines: l.Lines}, h.ttl(), false)
 	if err != nil {
 		return nil, err
 	}
-	h.moving.Lock()
-	defer h.moving.Unlock()
-	h.mu.Lock()
-	h.durable.Session = lease.ID()
-	h.mu.Unlock()
 	h.Journal.Write(cluster.EventLock, l.Epoch, h.Node+" holds the leader lock again", nil)
-	return lease, h.keep()
+	return lease, nil
 }

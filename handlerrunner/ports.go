@@ -27,18 +27,26 @@ type Store interface {
 
 // Locks gives out the leader lock.
 type Locks interface {
+	// Fit wraps ErrUnfit where a health check of this node fails, by the local
+	// agent's word, that the active node must pass.
+	Fit(ctx context.Context) error
 	// Acquire takes the free lock for l, in a session that lives ttl after
-	// its last renewal at the least and falls with this node's checks.
-	Acquire(ctx context.Context, l cluster.Leader, ttl time.Duration) (Lease, error)
-	// Adopt takes up a session that this node made before and that still
-	// holds the lock. An error that wraps ErrSessionGone is final.
-	Adopt(ctx context.Context, session string) (Lease, error)
+	// its last renewal at the least, and, where it is bound, falls with this node's
+	// checks. It wraps ErrUnfit where one fails for Consul's servers.
+	Acquire(ctx context.Context, l cluster.Leader, ttl time.Duration, bound bool) (Lease, error)
+	// Adopt takes up the lock that this node has held for an epoch since before. An
+	// error that wraps ErrSessionGone is final.
+	Adopt(ctx context.Context, epoch cluster.Epoch) (Lease, error)
+	// Renew renews the session of another node.
+	Renew(ctx context.Context, session string) error // wraps ErrSessionGone when it has ended
 }
 
 // Lease is the leader lock in the hands of this node.
 type Lease interface {
 	ID() string
 	Renew(ctx context.Context) error // wraps ErrSessionGone when it is lost
+	// Bind has the lock fall with this node's checks from now on. It may be tried again.
+	Bind(ctx context.Context) error
 	Update(ctx context.Context, l cluster.Leader) error
 	Release(ctx context.Context) error
 }
@@ -47,6 +55,8 @@ type Lease interface {
 var (
 	// ErrSessionGone: the session that held the lock does not exist any more.
 	ErrSessionGone = errors.New("the session is gone")
+	// ErrUnfit: a health check fails that the active node must pass.
+	ErrUnfit = errors.New("a health check fails")
 	// ErrSetAside: what was written could not be exported. The data directory is
 	// recorded instead, and a clone keeps it for good.
 	ErrSetAside = errors.New("not exported, and the data directory is to be kept")
@@ -128,8 +138,9 @@ type Peers interface {
 	Detach(ctx context.Context, node cluster.Node, epoch cluster.Epoch, seen uint64) (cluster.Answer, error)
 	// Lend asks a node that has promised the epoch for its WAL; see Handler.Lend.
 	Lend(ctx context.Context, node cluster.Node, epoch cluster.Epoch) (cluster.Loan, error)
-	// Vouch asks whether the node stands by the active of an epoch.
-	Vouch(ctx context.Context, node cluster.Node, active string, epoch cluster.Epoch) error
+	// Vouch asks whether the node stands by the active of an epoch, and whether it
+	// could renew that one's session; see Handler.Vouch.
+	Vouch(ctx context.Context, node cluster.Node, active string, epoch cluster.Epoch) (renewed bool, err error)
 	// Report asks what the node tells of itself.
 	Report(ctx context.Context, node cluster.Node) (cluster.Report, error)
 }

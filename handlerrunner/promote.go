@@ -142,15 +142,22 @@ func (h *Handler) others(view cluster.View) []string {
 // takeLock takes the leader lock and starts the lease. An epoch is tried once:
 // that it was, is written down first.
 func (h *Handler) takeLock(ctx context.Context, l cluster.Leader) (Lease, error) {
-	asked := time.Now()
-	lease, err := h.Locks.Acquire(ctx, l, h.ttl())
+	if err := h.Locks.Fit(ctx); err != nil {
+		return nil, fmt.Errorf("take the leader lock: %w", err)
+	}
+	asked, bound := time.Now(), h.reached(bindAfter)
+	lease, err := h.Locks.Acquire(ctx, l, h.ttl(), bound)
+	if bound && errors.Is(err, ErrUnfit) { // the servers have not heard that all pass
+		bound = false
+		lease, err = h.Locks.Acquire(ctx, l, h.ttl(), bound)
+	}
 	if err != nil {
 		return nil, err
 	}
-	h.tenure.begin(lease, l.Epoch, asked, h.ttl())
+	h.tenure.begin(lease, l.Epoch, asked, h.ttl(), bound)
 	h.moving.Lock()
 	h.mu.Lock()
-	h.durable.Tried, h.durable.Session = l.Epoch, lease.ID()
+	h.durable.Tried = l.Epoch
 	h.mu.Unlock()
 	err = h.embark(l)
 	h.moving.Unlock()

@@ -17,7 +17,7 @@ import (
 // silentLocks never answers.
 type silentLocks struct{ Locks }
 
-func (silentLocks) Adopt(ctx context.Context, _ string) (Lease, error) {
+func (silentLocks) Adopt(ctx context.Context, _ cluster.Epoch) (Lease, error) {
 	<-ctx.Done()
 	return nil, ctx.Err()
 }
@@ -30,7 +30,7 @@ func (noJournal) Write(string, cluster.Epoch, string, any) {}
 // whether it still is: PostgreSQL may be open without a lease.
 func TestResumeDoesNotWaitForASilentRegistry(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "state.json")
-	if err := statefile.Write(file, durable{State: cluster.Active, Tried: 3, Session: "session"}); err != nil {
+	if err := statefile.Write(file, durable{State: cluster.Active, Tried: 3}); err != nil {
 		t.Fatal(err)
 	}
 	synctest.Test(t, func(t *testing.T) {

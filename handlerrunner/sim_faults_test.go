@@ -42,6 +42,11 @@ func faults() []fault {
 		}},
 		{"registry down", 6, func(s *simulation, _ *host, _ *dice) func() { s.raft.stops++; return func() { s.raft.stops-- } }},
 		{"session dropped", 5, func(s *simulation, _ *host, _ *dice) func() { s.reg.drop(s.reg.view.Leader.Session); return nil }},
+		{"a failed check is told late", 3, func(s *simulation, h *host, _ *dice) func() { s.reg.tellLate(h); return nil }},
+		{"checks expire", 4, func(_ *simulation, h *host, _ *dice) func() { // the agent stood still
+			h.expired = true
+			return func() { h.expired = false }
+		}},
 		{"unit broken", 3, func(s *simulation, h *host, _ *dice) func() { return s.breakUnit(h, alwaysUnit) }},
 		{"PostgreSQL does not stop", 5, func(s *simulation, h *host, _ *dice) func() { return s.breakUnit(h, pgUnit) }},
 		{"slow disk", 5, func(s *simulation, h *host, _ *dice) func() {
@@ -86,7 +91,7 @@ func faults() []fault {
 
 // moments are the calls at which a fault may lie in wait.
 var moments = []string{
-	"SetNextMaster", "Acquire", "SetSync", "Update", "Renew", "Release", "View", "watch",
+	"SetNextMaster", "Acquire", "Bind", "SetSync", "Update", "Renew", "Release", "View", "watch",
 	"Slots", "SetQuorum", "Gate", "Promote", "Checkpoint", "PG.Detach", "Follow", "History", "Final", "Observe",
 	"Rewind", "rewinding", "cloning", "Start " + pgUnit, "Stop " + pgUnit, "Kill " + pgUnit,
 	"Detach a", "Detach b", "Detach c", "Report a", "Report b", "Vouch b", "Vouch c",

@@ -129,11 +129,10 @@ func (n simPeers) Lend(ctx context.Context, node cluster.Node, epoch cluster.Epo
 	})
 }
 
-func (n simPeers) Vouch(ctx context.Context, node cluster.Node, active string, epoch cluster.Epoch) error {
-	_, err := ask(ctx, n.p, node.Name, "Vouch", func(ctx context.Context, h *Handler) (bool, error) {
-		return true, h.Vouch(ctx, active, epoch)
+func (n simPeers) Vouch(ctx context.Context, node cluster.Node, active string, epoch cluster.Epoch) (bool, error) {
+	return ask(ctx, n.p, node.Name, "Vouch", func(ctx context.Context, h *Handler) (bool, error) {
+		return h.Vouch(ctx, active, epoch)
 	})
-	return err
 }
 
 func (n simPeers) Report(ctx context.Context, node cluster.Node) (cluster.Report, error) {
@@ -247,25 +246,44 @@ type simLocks struct{ p *proc }
 
 var _ Locks = (*simLocks)(nil)
 
-func (l *simLocks) Acquire(ctx context.Context, value cluster.Leader, ttl time.Duration) (Lease, error) {
+func (l *simLocks) Acquire(ctx context.Context, value cluster.Leader, ttl time.Duration, bound bool) (Lease, error) {
 	return consult(ctx, l.p, "Acquire", func() (Lease, error) {
-		lease, err := (&fakeLocks{l.p.host}).Acquire(l.p.s.ctx, value, ttl)
+		lease, err := (&fakeLocks{l.p.host}).Acquire(l.p.s.ctx, value, ttl, bound)
 		if err != nil {
 			return nil, err
 		}
 		l.p.s.locked(value)
-		return &simLease{fakeLease{l.p.host, lease.ID()}, l.p}, nil
+		return &simLease{lease.(*fakeLease), l.p}, nil
 	})
 }
 
-func (l *simLocks) Adopt(ctx context.Context, id string) (Lease, error) {
-	lease := &simLease{fakeLease{l.p.host, id}, l.p}
-	return lease, lease.Renew(ctx)
+func (l *simLocks) Fit(ctx context.Context) error {
+	if _, err := l.p.pass(ctx, "Fit", 20*time.Microsecond, 200*time.Microsecond); err != nil {
+		return err
+	}
+	return (&fakeLocks{l.p.host}).Fit(ctx)
+}
+
+func (l *simLocks) Adopt(ctx context.Context, epoch cluster.Epoch) (Lease, error) {
+	return consult(ctx, l.p, "Adopt", func() (Lease, error) {
+		lease, err := (&fakeLocks{l.p.host}).Adopt(l.p.s.ctx, epoch)
+		if err != nil {
+			return nil, err
+		}
+		return &simLease{lease.(*fakeLease), l.p}, nil
+	})
+}
+
+func (l *simLocks) Renew(ctx context.Context, session string) error {
+	_, err := consult(ctx, l.p, "Renew", func() (bool, error) {
+		return true, (&fakeLocks{l.p.host}).Renew(l.p.s.ctx, session)
+	})
+	return err
 }
 
 // simLease is the lock in the hands of a host.
 type simLease struct {
-	fakeLease
+	*fakeLease
 	p *proc
 }
 
@@ -276,6 +294,10 @@ func (l *simLease) change(ctx context.Context, op string, do func() error) error
 
 func (l *simLease) Renew(ctx context.Context) error {
 	return l.change(ctx, "Renew", func() error { return l.fakeLease.Renew(l.p.s.ctx) })
+}
+
+func (l *simLease) Bind(ctx context.Context) error {
+	return l.change(ctx, "Bind", func() error { return l.fakeLease.Bind(l.p.s.ctx) })
 }
 
 func (l *simLease) Update(ctx context.Context, value cluster.Leader) error {

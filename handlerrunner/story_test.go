@@ -260,7 +260,7 @@ var quick = map[string]func(*world, *host, []string) error{
 	},
 	"heal": func(w *world, _ *host, _ []string) error {
 		for _, h := range w.hosts {
-			h.isolated, h.mute, h.part, h.pg.unplugged, h.pg.stalled = false, false, "", false, false
+			h.isolated, h.mute, h.part, h.expired, h.pg.unplugged, h.pg.stalled = false, false, "", false, false, false
 			h.verdict = cluster.Majority
 		}
 		w.reg.foreign = false
@@ -328,7 +328,11 @@ var quick = map[string]func(*world, *host, []string) error{
 		h.pg.checkpoints, err = time.ParseDuration(args[0])
 		return err
 	},
-	"verdict":      func(_ *world, h *host, args []string) error { h.verdict = cluster.Verdict(args[0]); return nil },
+	"verdict": func(_ *world, h *host, args []string) error { h.verdict = cluster.Verdict(args[0]); return nil },
+	// The registry hears of a failed check that passes again.
+	"tell-late": func(w *world, h *host, _ []string) error { w.reg.tellLate(h); return nil },
+	// The agent takes the checks for expired: it stood still, and has not heard of them yet.
+	"expire":       func(_ *world, h *host, _ []string) error { h.expired = true; return nil },
 	"drop-session": func(w *world, _ *host, _ []string) error { w.reg.drop(w.reg.view.Leader.Session); return nil },
 	// A hand-over that wrote its intent and never learnt that it had.
 	"yield": func(w *world, _ *host, _ []string) error {

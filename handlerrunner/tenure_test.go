@@ -15,6 +15,7 @@ import (
 // scriptedLease renews as the test says.
 type scriptedLease struct {
 	renew    func(ctx context.Context) error
+	bind     func() error
 	released int
 }
 
@@ -22,6 +23,7 @@ var _ Lease = (*scriptedLease)(nil)
 
 func (l *scriptedLease) ID() string                                   { return "session" }
 func (l *scriptedLease) Renew(ctx context.Context) error              { return l.renew(ctx) }
+func (l *scriptedLease) Bind(context.Context) error                   { return l.bind() }
 func (l *scriptedLease) Update(context.Context, cluster.Leader) error { return nil }
 func (l *scriptedLease) Release(context.Context) error                { l.released++; return nil }
 
@@ -30,18 +32,19 @@ const ttl = time.Second
 // begun returns a tenure of epoch 7 that was asked for at asked; woken is closed
 // when it has ended.
 func begun(l Lease, asked time.Time) (t *tenure, woken chan struct{}) {
-	return vouchedFor(l, asked, false)
+	return vouchedFor(l, asked, false, false)
 }
 
-// vouchedFor is begun where the standbys vouch, or do not, while Consul is silent.
-func vouchedFor(l Lease, asked time.Time, vouched bool) (t *tenure, woken chan struct{}) {
+// vouchedFor is begun where the standbys vouch, or do not, while Consul is silent, and
+// Consul hears them, or does not.
+func vouchedFor(l Lease, asked time.Time, vouched, heard bool) (t *tenure, woken chan struct{}) {
 	woken = make(chan struct{})
 	t = &tenure{log: slog.New(slog.DiscardHandler), wake: func() { close(woken) },
-		vouched: func(context.Context, cluster.Epoch) bool { return vouched }, hold: func(time.Time) {},
-		retake: func(context.Context, cluster.Epoch) (Lease, error) {
+		vouched: func(context.Context, cluster.Epoch) (bool, bool) { return vouched, heard }, hold: func(time.Time) {},
+		retake: func(context.Context, cluster.Epoch, bool) (Lease, error) {
 			return nil, errors.New("another was named")
 		}}
-	t.begin(l, 7, asked, ttl)
+	t.begin(l, 7, asked, ttl, false)
 	return t, woken
 }
 
@@ -169,22 +172,25 @@ func forgetful(silences, renewed int) func(context.Context) error {
 	}
 }
 
-func TestTenureTakesTheLockAgain(t *testing.T)            { takesAgain(t, forgetful(20, 0)) }
-func TestTenureTakesTheLockAgainAWhileLater(t *testing.T) { takesAgain(t, forgetful(20, 4)) }
+// Where Consul was silent until now, the checks do not count. Else they do: one may
+// have failed.
+func TestTenureTakesTheLockAgain(t *testing.T)            { takesAgain(t, forgetful(20, 0), false) }
+func TestTenureTakesTheLockAgainAWhileLater(t *testing.T) { takesAgain(t, forgetful(20, 4), false) }
+func TestTenureTakesTheLockAgainIfFit(t *testing.T)       { takesAgain(t, forgetful(0, 4), true) }
 
-func takesAgain(t *testing.T, consul func(context.Context) error) {
+func takesAgain(t *testing.T, consul func(context.Context) error, wantFit bool) {
 	synctest.Test(t, func(t *testing.T) {
 		var held time.Time
 		first, second := &scriptedLease{renew: consul}, &scriptedLease{renew: func(context.Context) error { return nil }}
 		x := &tenure{log: slog.New(slog.DiscardHandler), wake: func() {}, hold: func(until time.Time) { held = until },
-			vouched: func(context.Context, cluster.Epoch) bool { return true },
-			retake: func(_ context.Context, epoch cluster.Epoch) (Lease, error) {
-				if epoch != 7 {
-					t.Errorf("taken again for epoch %d", epoch)
+			vouched: func(context.Context, cluster.Epoch) (bool, bool) { return true, false },
+			retake: func(_ context.Context, epoch cluster.Epoch, fit bool) (Lease, error) {
+				if epoch != 7 || fit != wantFit {
+					t.Errorf("taken again for epoch %d, must be fit: %v", epoch, fit)
 				}
 				return second, nil
 			}}
-		x.begin(first, 7, time.Now(), ttl)
+		x.begin(first, 7, time.Now(), ttl, false)
 		for range 40 {
 			time.Sleep(ttl / 4)
 			mustBe(t, x, true)
@@ -202,8 +208,107 @@ func takesAgain(t *testing.T, consul func(context.Context) error) {
 
 func TestTenureIsNotTakenAgainWhereAnotherWasNamed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		x, woken := vouchedFor(&scriptedLease{renew: forgetful(1, 0)}, time.Now(), true)
+		x, woken := vouchedFor(&scriptedLease{renew: forgetful(1, 0)}, time.Now(), true, false)
 		<-woken
 		mustBe(t, x, false)
+	})
+}
+
+// Consul may be silent for as long as it will, if it is for all. If it hears the
+// others, something is wrong with this node.
+func TestTenureAloneWithoutConsulEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		x, woken := vouchedFor(&scriptedLease{renew: forgetful(1000, 0)}, began, true, true)
+		defer x.leave()
+		time.Sleep(aloneFor)
+		mustBe(t, x, true)
+		<-woken
+		mustBe(t, x, false)
+		if late := time.Since(began) - aloneFor - lifetime(ttl); late < 0 || late > ttl {
+			t.Errorf("ended %s after its time", late)
+		}
+	})
+}
+
+func TestTenureWithoutConsulGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, woken := vouchedFor(&scriptedLease{renew: forgetful(1000, 0)}, time.Now(), true, false)
+		for range 200 {
+			time.Sleep(ttl / 4)
+			mustBe(t, x, true)
+		}
+		x.leave()
+		<-woken
+	})
+}
+
+// A tenure is bound when it has gone on for a while, once; after Consul was silent, again
+// after a while, if it was lost.
+func TestTenureIsBound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bound := 0
+		answer, fit := error(nil), error(nil)
+		l := &scriptedLease{renew: func(context.Context) error { return nil }, bind: func() error { bound++; return answer }}
+		x, woken := begun(l, time.Now())
+		bindFor := func(d time.Duration, want int) {
+			t.Helper()
+			for range d / (100 * time.Millisecond) {
+				x.bind(t.Context(), func(context.Context) error { return fit })
+				time.Sleep(100 * time.Millisecond)
+			}
+			if bound != want {
+				t.Errorf("tried %d times to bind it, want %d", bound, want)
+			}
+		}
+		fit = errors.New("the agent does not answer")
+		bindFor(bindAfter, 0)
+		fit = nil
+		answer = fmt.Errorf("the servers have not heard: %w", ErrUnfit)
+		bindFor(bindAfter/2, 1)
+		bindFor(bindAfter, 2)
+		mustBe(t, x, true)
+		answer = nil
+		bindFor(10*bindAfter, 3)
+		x.leave()
+		<-woken
+
+		x, woken = begun(l, time.Now())
+		bound, fit = 0, fmt.Errorf("a check: %w", ErrUnfit)
+		bindFor(ttl, 0)
+		<-woken
+		mustBe(t, x, false)
+		x.end(t.Context())
+		if l.released != 1 {
+			t.Errorf("released %d times, want once", l.released)
+		}
+	})
+}
+
+// Right after Consul was silent for all, the agent's word on the checks does not count.
+func TestTenureIsNotEndedByChecksThatExpired(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := 0
+		l := &scriptedLease{renew: func(context.Context) error {
+			if n++; n < 10 {
+				return errors.New("no leader")
+			}
+			return nil
+		}}
+		x, woken := vouchedFor(l, time.Now(), true, false)
+		for n < 11 {
+			time.Sleep(ttl / 10)
+		}
+		unfit := func(context.Context) error { return ErrUnfit }
+		for range believeAfter / ttl {
+			x.bind(t.Context(), unfit)
+			mustBe(t, x, true)
+			time.Sleep(ttl - ttl/renewals)
+		}
+		time.Sleep(ttl)
+		x.bind(t.Context(), unfit)
+		mustBe(t, x, false)
+		<-woken
+		x.end(t.Context())
 	})
 }

@@ -2,16 +2,48 @@ package handlerrunner
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/understudy-ha/understudy/cluster"
 )
 
+// renewWithin is the part of a lease's TTL in which a node that vouches tries to renew
+// the session. The active waits for half a TTL.
+const renewWithin = 5
+
 // Vouch says that this node stands by the active node of an epoch: it will not
 // detach from it for the lifetime of a lease. It refuses when it has promised
-// itself to a later epoch, or knows that the node does not hold the lock.
-func (h *Handler) Vouch(_ context.Context, active string, epoch cluster.Epoch) error {
+// itself to a later epoch, or knows that the node does not hold the lock. Where
+// Consul hears this node, it renews the session of the lock first: else that would
+// end, although the active lives, and only its agent does not reach Consul's leader.
+func (h *Handler) Vouch(ctx context.Context, active string, epoch cluster.Epoch) (renewed bool, err error) {
+	if renewed, err = h.renewFor(ctx, active, epoch); err != nil {
+		return false, err
+	}
+	return renewed, h.standBy(active, epoch)
+}
+
+// renewFor renews the session of an active node. An error says that it has ended.
+func (h *Handler) renewFor(ctx context.Context, active string, epoch cluster.Epoch) (bool, error) {
+	h.mu.Lock()
+	l, fresh := h.view.Leader, h.fresh
+	h.mu.Unlock()
+	if fresh != cluster.Yes || !l.Held || l.Node != active || l.Epoch != epoch {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, h.ttl()/renewWithin)
+	defer cancel()
+	err := h.Locks.Renew(ctx, l.Session)
+	if errors.Is(err, ErrSessionGone) {
+		return false, fmt.Errorf("vouch for %s: %w", active, err)
+	}
+	return err == nil, nil
+}
+
+// standBy makes and keeps the word.
+func (h *Handler) standBy(active string, epoch cluster.Epoch) error {
 	h.moving.Lock()
 	defer h.moving.Unlock()
 	ttl := h.ttl()
@@ -47,21 +79,32 @@ func (h *Handler) standsBy() string {
 // so for as long as they stand by, nobody else can become active. These are the
 // same K that a commit needs. Where the set is empty, nobody but this node could
 // be elected anyway.
-func (h *Handler) vouched(ctx context.Context, epoch cluster.Epoch) bool {
+func (h *Handler) vouched(ctx context.Context, epoch cluster.Epoch) (standing, heard bool) {
 	view, _, _ := h.snapshot()
 	if view.Sync.Epoch != epoch || view.Sync.Leader != h.Node {
-		return false
+		return false, false
 	}
-	replies := make(chan error, len(view.Sync.Members))
+	type reply struct {
+		renewed bool
+		err     error
+	}
+	replies := make(chan reply, len(view.Sync.Members))
 	for _, m := range view.Sync.Members {
-		go func() { replies <- h.Peers.Vouch(ctx, view.Nodes[m], h.Node, epoch) }()
+		go func() {
+			renewed, err := h.Peers.Vouch(ctx, view.Nodes[m], h.Node, epoch)
+			replies <- reply{renewed, err}
+		}()
 	}
-	standing := 0
+	stand, renewed := 0, 0
 	for range view.Sync.Members {
-		if err := <-replies; err == nil {
-			standing++
+		r := <-replies
+		if r.err == nil {
+			stand++
+		}
+		if r.renewed {
+			renewed++
 		}
 	}
-	h.Log.Info("Consul is silent", "vouched_by", standing, "needed", view.Sync.K, "epoch", epoch)
-	return standing >= view.Sync.K
+	h.Log.Info("Consul is silent", "vouched_by", stand, "needed", view.Sync.K, "renewed_by", renewed, "epoch", epoch)
+	return stand >= view.Sync.K, renewed > 0
 }

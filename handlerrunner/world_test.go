@@ -73,6 +73,7 @@ type host struct {
 	thaw     chan struct{} // not nil: everything on it stands still until it is closed
 	isolated bool          // its network is gone
 	mute     bool          // it cannot reach the registry
+	expired  bool          // its agent takes the checks for failed
 	part     string        // not empty: it reaches only the hosts of the same part
 	idle     bool          // no client writes here
 	fast     time.Duration // by so much its clock is; of commits only in simulations

@@ -94,7 +94,7 @@ func rules(h Holder, n cluster.Node) string {
 		if manager {
 			r.add("write", "key", keyNextMaster, keyLeader, keySync)
 			r.add("read", "key_prefix", prefixTokens)
-			r.add("write", "session", n.Name)
+			r.add("write", "session_prefix", "") // whoever vouches for the active renews its session
 		}
 	case HolderOperator:
 		r.add(may(manager), "key_prefix", "understudy")

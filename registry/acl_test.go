@@ -123,6 +123,8 @@ func refused(err error) bool {
 // Each token is good for what its holder does, and for nothing else.
 func TestTokensOfDaemons(t *testing.T) {
 	g := grant(t, "127.10.1.61")
+	_, err := rawClient(t, g.Server).Catalog().Register(&api.CatalogRegistration{Node: "o", Address: "127.10.1.60"}, nil)
+	check(t, err)
 	acts := map[string]act{
 		"read the state":  view,
 		"name the active": put("understudy/next-master"), "write the leader": put("understudy/leader"), "write the sync set": put("understudy/sync"),
@@ -179,7 +181,7 @@ func TestTokensOfDaemons(t *testing.T) {
 		{"m", registry.HolderConsulWatcher, []string{"read the state", "see health", "see members", "reload the agent", "look at Raft"}},
 		{"m", registry.HolderFileSync, []string{"read the state", "write its own node", "publish files"}},
 		{"m", registry.HolderHandlerRunner, []string{"read the state", "name the active", "write the leader", "write the sync set", "write its own node", "write events",
-			"read join tokens", "announce its role", "make a session", "see health", "see members", "reload the agent"}},
+			"read join tokens", "announce its role", "make a session", "make a session of another", "see health", "see members", "reload the agent"}}, // to renew one takes the same right
 		{"m", registry.HolderOperator, []string{"read the state", "name the active", "write the leader", "write the sync set", "write options", "write its own node",
 			"write another node", "remove a node", "write events", "publish files", "read join tokens", "make join tokens", "see health",
 			"see members", "look at Raft", "read keys of gossip", "list tokens", "make tokens"}},

@@ -2,6 +2,11 @@ package registry_test
 
 import (
 	"context"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -12,13 +17,14 @@ import (
 	"github.com/understudy-ha/understudy/registry/registrytest"
 )
 
-var spec = registry.SessionSpec{
-	Name: "test", TTL: 20 * time.Second,
-	Checks: []cluster.Check{cluster.CheckPort, cluster.CheckAnswer},
-}
+// long is a TTL that no test outlasts.
+const long = 20 * time.Second
 
-// checks registers what spec binds to, with TTLs that do not end by themselves,
-// and waits until the catalog knows them.
+// bound are the checks that locks are bound to here.
+var bound = []cluster.Check{cluster.CheckPort, cluster.CheckAnswer}
+
+// checks registers those, with TTLs that do not end by themselves, and waits until
+// the catalog knows them.
 func (f *fixture) checks(t *testing.T) {
 	t.Helper()
 	check(t, f.RegisterChecks(t.Context(), f.server.Config.Name, map[cluster.Check]time.Duration{
@@ -34,9 +40,9 @@ func (f *fixture) health(t *testing.T) map[string]registry.CheckState {
 	return health[registrytest.NodeName("127.10.1.1")]
 }
 
-func (f *fixture) acquire(t *testing.T, spec registry.SessionSpec) *registry.Lease {
+func (f *fixture) acquire(t *testing.T, ttl time.Duration) *registry.Lease {
 	t.Helper()
-	lease, err := f.Acquire(t.Context(), cluster.Leader{Node: "a", Epoch: 1}, spec)
+	lease, err := f.Acquire(t.Context(), cluster.Leader{Node: "a", Epoch: 1}, ttl, nil)
 	check(t, err)
 	return lease
 }
@@ -49,16 +55,15 @@ func (f *fixture) sessions(t *testing.T) []*api.SessionEntry {
 }
 
 func testLockHeld(t *testing.T, f *fixture) {
-	f.checks(t)
-	lease := f.acquire(t, spec)
-	_, err := f.Acquire(t.Context(), cluster.Leader{Node: "b", Epoch: 1}, spec)
+	lease := f.acquire(t, long)
+	_, err := f.Acquire(t.Context(), cluster.Leader{Node: "b", Epoch: 1}, long, nil)
 	want(t, err, registry.ErrHeld)
 	sessions := f.sessions(t)
 	if len(sessions) != 1 || sessions[0].ID != lease.ID() {
 		t.Fatalf("sessions: %v", sessions)
 	}
 	s := sessions[0]
-	if len(s.NodeChecks) != 0 || len(s.ServiceChecks) != 2 || s.LockDelay > time.Second || s.Behavior != "release" {
+	if len(s.NodeChecks) != 0 || len(s.ServiceChecks) != 0 || s.LockDelay > time.Second || s.Behavior != "release" {
 		t.Errorf("session: %+v", s)
 	}
 	if v := f.view(t); !v.Leader.Held || v.Leader.Node != "a" || v.Leader.Session != lease.ID() {
@@ -71,18 +76,20 @@ func testLockAssigned(t *testing.T, f *fixture) {
 	_, err := f.SetNextMaster(t.Context(), cluster.View{}, cluster.Assignment{Node: "b", Epoch: 2})
 	check(t, err)
 	for _, l := range []cluster.Leader{{Node: "a", Epoch: 1}, {Node: "a", Epoch: 2}, {Node: "b", Epoch: 1}} {
-		_, err := f.Acquire(t.Context(), l, spec)
+		_, err := f.Acquire(t.Context(), l, long, nil)
 		want(t, err, registry.ErrSuperseded)
 	}
-	_, err = f.Acquire(t.Context(), cluster.Leader{Node: "b", Epoch: 2}, spec)
+	_, err = f.Acquire(t.Context(), cluster.Leader{Node: "b", Epoch: 2}, long, nil)
 	check(t, err)
 }
 
 func testLockFailedCheck(t *testing.T, f *fixture) {
 	f.checks(t)
-	lease := f.acquire(t, spec)
 	ctx, cancel := context.WithTimeout(t.Context(), deadline)
 	defer cancel()
+	lease, err := f.Acquire(ctx, cluster.Leader{Node: "a", Epoch: 1}, long, bound)
+	check(t, err)
+	check(t, f.Fit(ctx, bound))
 	freed, held := make(chan time.Time, 1), make(chan bool, 1)
 	go f.Watch(ctx, func(v cluster.View) {
 		if v.Leader.Held {
@@ -105,20 +112,124 @@ func testLockFailedCheck(t *testing.T, f *fixture) {
 	if v := f.view(t); v.Leader.Node != "a" || v.Leader.Ready {
 		t.Errorf("the last leader is not on record: %+v", v.Leader)
 	}
-	_, err := f.Acquire(ctx, cluster.Leader{Node: "a", Epoch: 1}, spec)
+	want(t, f.Fit(ctx, bound), registry.ErrCheckFailing)
+	_, err = f.Acquire(ctx, cluster.Leader{Node: "a", Epoch: 1}, long, bound)
 	want(t, err, registry.ErrCheckFailing)
 	check(t, lease.Release(ctx))
 
 	// Another takes it at once: no lock delay is in the way.
 	check(t, f.Post(ctx, cluster.CheckAnswer, true, "answers"))
 	await(t, "the check passes again", func() bool { return f.health(t)[string(cluster.CheckAnswer)].OK })
-	f.acquire(t, spec)
+	f.acquire(t, long)
+}
+
+// testLockBound binds a lock that nobody may see free meanwhile.
+func testLockBound(t *testing.T, f *fixture) {
+	f.checks(t)
+	ctx, cancel := context.WithTimeout(t.Context(), deadline)
+	defer cancel()
+	lease := f.acquire(t, long)
+	value := cluster.Leader{Node: "a", Epoch: 1, Ready: true, Timeline: 4}
+	check(t, lease.Update(ctx, value))
+	seen := make(chan cluster.Leader, 16)
+	go f.Watch(ctx, func(v cluster.View) { seen <- v.Leader }, nil)
+	first := <-seen
+	check(t, lease.Bind(ctx, bound))
+	last := <-seen
+	if !last.Held || !last.Ready || last.Timeline != 4 || last.Session == first.Session || last.Session != lease.ID() {
+		t.Errorf("bound: from %+v to %+v, of the lease %s", first, last, lease.ID())
+	}
+	for _, s := range f.sessions(t) {
+		if wanted := map[bool]int{true: len(bound)}[s.ID == lease.ID()]; len(s.NodeChecks) != 0 || len(s.ServiceChecks) != wanted {
+			t.Errorf("session %+v", s)
+		}
+	}
+	check(t, lease.Renew(ctx))
+	check(t, lease.Update(ctx, value))
+
+	// What the servers alone take for failed is in the way as well; the lock is kept.
+	check(t, f.Post(ctx, cluster.CheckAnswer, false, "no answer"))
+	await(t, "the lock is free", func() bool { return !f.view(t).Leader.Held })
+	free := f.acquire(t, long)
+	f.outdated(t, cluster.CheckAnswer)
+	check(t, f.Fit(ctx, bound))
+	want(t, free.Bind(ctx, bound), registry.ErrCheckFailing)
+	check(t, free.Renew(ctx))
+	if l := f.view(t).Leader; !l.Held || l.Session != free.ID() {
+		t.Errorf("leader: %+v", l)
+	}
+}
+
+// outdated has a check pass for the agent, and fail for the servers.
+func (f *fixture) outdated(t *testing.T, c cluster.Check) {
+	t.Helper()
+	check(t, f.Post(t.Context(), c, true, "answers"))
+	await(t, "the check passes", func() bool { return f.health(t)[string(c)].OK })
+	node := f.server.Config.Name
+	_, err := f.raw.Catalog().Register(&api.CatalogRegistration{Node: node, Address: f.server.Config.Address, SkipNodeUpdate: true,
+		Check: &api.AgentCheck{Node: node, CheckID: c.ID(), Name: string(c), ServiceID: cluster.ServiceID, Status: api.HealthCritical}}, nil)
+	check(t, err)
+}
+
+// testLockBoundUnheard binds a lock, and the answer is lost: on the way there, or on
+// the way back.
+func testLockBoundUnheard(t *testing.T, f *fixture) {
+	f.checks(t)
+	ctx, cancel := context.WithTimeout(t.Context(), deadline)
+	defer cancel()
+	for _, done := range []bool{false, true} {
+		way := cutter(t, f.server, done)
+		through, err := registry.Open(registry.Config{Address: way.address, Token: f.server.Token})
+		check(t, err)
+		lease, err := through.Acquire(ctx, cluster.Leader{Node: "a", Epoch: 1}, long, nil)
+		check(t, err)
+		before := lease.ID()
+		way.cut.Store(true)
+		if err := lease.Bind(ctx, bound); err == nil {
+			t.Fatal("the answer was not lost")
+		}
+		way.cut.Store(false)
+		check(t, lease.Renew(ctx))
+		l := f.view(t).Leader
+		if !l.Held || l.Session != lease.ID() || (l.Session != before) != done {
+			t.Errorf("done %v: the lease is %s, was %s, and the leader is %+v", done, lease.ID(), before, l)
+		}
+		check(t, lease.Bind(ctx, bound))
+		check(t, lease.Release(ctx))
+		if f.view(t).Leader.Held {
+			t.Error("held after its release")
+		}
+	}
+}
+
+// way is a way to Consul's API on which transactions, or their answers, get lost.
+type way struct {
+	address string
+	cut     atomic.Bool
+}
+
+func cutter(t *testing.T, s *registrytest.Server, arrives bool) *way {
+	t.Helper()
+	w := &way{}
+	consul := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: s.Address})
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		lost := w.cut.Load() && r.URL.Path == "/v1/txn"
+		if !lost {
+			consul.ServeHTTP(rw, r)
+			return
+		}
+		if arrives {
+			consul.ServeHTTP(httptest.NewRecorder(), r)
+		}
+		panic(http.ErrAbortHandler)
+	}))
+	t.Cleanup(server.Close)
+	w.address = server.Listener.Addr().String()
+	return w
 }
 
 func testLockExpires(t *testing.T, f *fixture) {
-	f.checks(t)
-	short := spec
-	short.TTL = time.Second
+	short := time.Second
 	start := time.Now()
 	lease := f.acquire(t, short)
 	if lease.TTL() != time.Second {
@@ -126,36 +237,42 @@ func testLockExpires(t *testing.T, f *fixture) {
 	}
 	await(t, "the session expires", func() bool { return !f.view(t).Leader.Held })
 	took := time.Since(start)
-	t.Logf("a session with a TTL of %s was gone after %s", short.TTL, took)
-	if took < short.TTL {
+	t.Logf("a session with a TTL of %s was gone after %s", short, took)
+	if took < short {
 		t.Errorf("the lock was free after %s, before its TTL was over", took)
 	}
-	f.acquire(t, spec)
+	want(t, f.Renew(t.Context(), lease.ID()), registry.ErrSessionGone)
+
+	// Another may renew it.
+	next := f.acquire(t, short)
+	for range 12 {
+		check(t, f.server.Client().Renew(t.Context(), next.ID()))
+		time.Sleep(short / 4)
+	}
+	check(t, next.Update(t.Context(), cluster.Leader{Node: "a", Epoch: 1, Ready: true}))
 }
 
 func testAdopt(t *testing.T, f *fixture) {
 	ctx := t.Context()
-	f.checks(t)
-	lease := f.acquire(t, spec)
-	again, err := f.server.Client().Adopt(ctx, lease.ID(), "a")
+	lease := f.acquire(t, long)
+	again, err := f.server.Client().Adopt(ctx, "a", 1)
 	check(t, err)
-	if again.ID() != lease.ID() || again.TTL() != spec.TTL {
+	if again.ID() != lease.ID() || again.TTL() != long {
 		t.Errorf("adopted %s with TTL %s", again.ID(), again.TTL())
 	}
 	check(t, again.Update(ctx, cluster.Leader{Node: "a", Epoch: 1, Ready: true}))
-	_, err = f.Adopt(ctx, lease.ID(), "b")
+	_, err = f.Adopt(ctx, "b", 1)
 	want(t, err, registry.ErrSessionGone)
-	_, err = f.Adopt(ctx, "5f3a6e5c-0000-0000-0000-000000000000", "a")
+	_, err = f.Adopt(ctx, "a", 2)
 	want(t, err, registry.ErrSessionGone)
 	check(t, again.Release(ctx))
-	_, err = f.Adopt(ctx, lease.ID(), "a")
+	_, err = f.Adopt(ctx, "a", 1)
 	want(t, err, registry.ErrSessionGone)
 }
 
 func testRelease(t *testing.T, f *fixture) {
 	ctx := t.Context()
-	f.checks(t)
-	lease := f.acquire(t, spec)
+	lease := f.acquire(t, long)
 	check(t, lease.Renew(ctx))
 	check(t, lease.Update(ctx, cluster.Leader{Node: "a", Epoch: 1, Ready: true, Timeline: 4}))
 	if l := f.view(t).Leader; !l.Ready || !l.Held || l.Timeline != 4 {
@@ -170,7 +287,7 @@ func testRelease(t *testing.T, f *fixture) {
 	if n := len(f.sessions(t)); n != 0 {
 		t.Errorf("%d sessions are left", n)
 	}
-	f.acquire(t, spec)
+	f.acquire(t, long)
 }
 
 func testChecks(t *testing.T, f *fixture) {
@@ -190,9 +307,7 @@ func testChecks(t *testing.T, f *fixture) {
 		return func() bool { got, err := f.Told(ctx, node); return err == nil && got == wanted }
 	}
 	await(t, "all is told", told(true))
-	_, err := f.raw.Catalog().Register(&api.CatalogRegistration{Node: node, Address: f.server.Config.Address, SkipNodeUpdate: true,
-		Check: &api.AgentCheck{Node: node, CheckID: cluster.CheckAnswer.ID(), Name: string(cluster.CheckAnswer), ServiceID: cluster.ServiceID, Status: api.HealthCritical}}, nil)
-	check(t, err)
+	f.outdated(t, cluster.CheckAnswer)
 	if !told(false)() || f.health(t)["postgres-answer"].OK {
 		t.Errorf("the servers have %+v", f.health(t))
 	}

@@ -44,6 +44,8 @@ func TestRegistry(t *testing.T) {
 		{"lock is exclusive and leaves no session behind", testLockHeld},
 		{"lock is only for the assigned", testLockAssigned},
 		{"lock frees when a check fails", testLockFailedCheck},
+		{"lock is bound without being free", testLockBound},
+		{"lock is bound unheard", testLockBoundUnheard},
 		{"lock frees when the session expires", testLockExpires},
 		{"lock can be adopted", testAdopt},
 		{"lock is written and released", testRelease},
@@ -283,11 +285,10 @@ func testNextMaster(t *testing.T, f *fixture) {
 
 func testSync(t *testing.T, f *fixture) {
 	ctx := t.Context()
-	f.checks(t)
 	set := cluster.SyncSet{Epoch: 1, Leader: "a", Members: []string{"b"}, K: 1}
 	_, err := f.SetSync(ctx, "5f3a6e5c-0000-0000-0000-000000000000", 0, set)
 	want(t, err, registry.ErrSessionGone)
-	lease := f.acquire(t, spec)
+	lease := f.acquire(t, long)
 	write := func(index uint64) bool {
 		ok, err := f.SetSync(ctx, lease.ID(), index, set)
 		check(t, err)

@@ -73,8 +73,12 @@ func testWatch(t *testing.T, f *fixture) {
 		t.Errorf("a view without a change came before the node: %+v", v)
 	}
 	f.checks(t)
-	lease := f.acquire(t, spec)
+	lease := f.acquire(t, long)
 	if v := next(t, "the lock", w.views); !v.Leader.Held {
+		t.Errorf("leader: %+v", v.Leader)
+	}
+	check(t, lease.Bind(ctx, bound))
+	if v := next(t, "the lock, bound", w.views); !v.Leader.Held || v.Leader.Session != lease.ID() {
 		t.Errorf("leader: %+v", v.Leader)
 	}
 	check(t, f.Post(ctx, cluster.CheckPort, false, "down"))

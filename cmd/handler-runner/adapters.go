@@ -240,19 +240,29 @@ func (s store) SetSync(ctx context.Context, session string, index uint64, set cl
 	return s.reg.SetSync(ctx, session, index, set)
 }
 
-// locks makes sessions that fall with this node's checks.
+// locks gives out the leader lock.
 type locks struct{ *adapters }
 
-func (l locks) Acquire(ctx context.Context, v cluster.Leader, ttl time.Duration) (handlerrunner.Lease, error) {
-	lease, err := l.reg.Acquire(ctx, v, registry.SessionSpec{Name: "understudy leader " + v.Node, TTL: ttl, Checks: cluster.SessionChecks()})
+func (l locks) Fit(ctx context.Context) error { return unfit(l.reg.Fit(ctx, cluster.SessionChecks())) }
+
+func (l locks) Renew(ctx context.Context, session string) error {
+	return gone(l.reg.Renew(ctx, session))
+}
+
+func (l locks) Acquire(ctx context.Context, v cluster.Leader, ttl time.Duration, bound bool) (handlerrunner.Lease, error) {
+	var checks []cluster.Check
+	if bound {
+		checks = cluster.SessionChecks()
+	}
+	lease, err := l.reg.Acquire(ctx, v, ttl, checks)
 	if err != nil {
-		return nil, err
+		return nil, unfit(err)
 	}
 	return held{lease}, nil
 }
 
-func (l locks) Adopt(ctx context.Context, session string) (handlerrunner.Lease, error) {
-	lease, err := l.reg.Adopt(ctx, session, l.host.Record.Node.Name)
+func (l locks) Adopt(ctx context.Context, epoch cluster.Epoch) (handlerrunner.Lease, error) {
+	lease, err := l.reg.Adopt(ctx, l.host.Record.Node.Name, epoch)
 	if err != nil {
 		return nil, gone(err)
 	}
@@ -262,6 +272,15 @@ func (l locks) Adopt(ctx context.Context, session string) (handlerrunner.Lease, 
 type held struct{ *registry.Lease }
 
 func (h held) Renew(ctx context.Context) error { return gone(h.Lease.Renew(ctx)) }
+
+func (h held) Bind(ctx context.Context) error { return h.Lease.Bind(ctx, cluster.SessionChecks()) }
+
+func unfit(err error) error {
+	if errors.Is(err, registry.ErrCheckFailing) {
+		return fmt.Errorf("%w: %w", handlerrunner.ErrUnfit, err)
+	}
+	return err
+}
 
 func gone(err error) error {
 	if errors.Is(err, registry.ErrSessionGone) {
