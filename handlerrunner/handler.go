@@ -130,6 +130,7 @@ type Handler struct {
 	cutOff   time.Time            // when this node was last known to be cut off
 	awaited  time.Time            // since when elections wait for a node that serves a part
 	vouches  time.Time            // until then this node does not detach from vouchedFor
+	returns  time.Time            // until then Consul is returning, which was silent when this node vouched
 
 	vouchedFor string
 	rallyError string // of the latest rally
@@ -270,7 +271,11 @@ func (h *Handler) see(v cluster.View, ok bool) {
 		h.deaf = time.Now()
 	}
 	changed := was != h.fresh
+	lost := ok && before.Leader.Held && !v.Leader.Held && v.Leader.Node == h.Node
 	h.mu.Unlock()
+	if lost {
+		h.tenure.renewNow()
+	}
 	if ok && (!reflect.DeepEqual(before.Nodes, v.Nodes) || !reflect.DeepEqual(before.Info, v.Info) || before.NextMasterIndex != v.NextMasterIndex || len(before.Removed) != len(v.Removed)) {
 		h.remember(v)
 	}

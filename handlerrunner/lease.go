@@ -64,6 +64,7 @@ type tenure struct {
 	until   time.Time
 	stop    context.CancelFunc
 	done    chan struct{}
+	doubt   chan struct{} // the lock may be lost
 }
 
 // begin holds on to a lease that was asked for at asked, and renews it until
@@ -71,24 +72,34 @@ type tenure struct {
 func (t *tenure) begin(l Lease, epoch cluster.Epoch, asked time.Time, ttl time.Duration, bound bool) {
 	ctx, stop := context.WithCancel(context.Background())
 	t.mu.Lock()
-	t.lease, t.over, t.epoch, t.stop, t.done = l, false, epoch, stop, make(chan struct{})
+	t.lease, t.over, t.epoch, t.stop, t.done, t.doubt = l, false, epoch, stop, make(chan struct{}), make(chan struct{}, 1)
 	t.bound, t.stirred, t.silent = bound, asked, time.Time{}
 	t.until = asked.Add(lifetime(ttl))
-	done := t.done
+	done, doubt := t.done, t.doubt
 	t.hold(t.until)
 	t.mu.Unlock()
 	go func() {
 		defer close(done)
-		t.renew(ctx, l, ttl)
+		t.renew(ctx, l, ttl, doubt)
 		t.wake()
 	}()
+}
+
+// renewNow has the lease renewed without delay, because the lock was seen free.
+func (t *tenure) renewNow() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	select {
+	case t.doubt <- struct{}{}:
+	default:
+	}
 }
 
 func lifetime(ttl time.Duration) time.Duration {
 	return time.Duration(float64(ttl) * leaseFactor)
 }
 
-func (t *tenure) renew(ctx context.Context, l Lease, ttl time.Duration) {
+func (t *tenure) renew(ctx context.Context, l Lease, ttl time.Duration, doubt <-chan struct{}) {
 	tick := time.NewTicker(ttl / renewals)
 	defer tick.Stop()
 	var alone time.Time // since when Consul hears others alone
@@ -97,6 +108,7 @@ func (t *tenure) renew(ctx context.Context, l Lease, ttl time.Duration) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		case <-doubt:
 		}
 		asked := time.Now()
 		try, cancel := context.WithTimeout(ctx, ttl/2)

@@ -22,7 +22,7 @@ func (h *Handler) Vouch(ctx context.Context, active string, epoch cluster.Epoch)
 	if renewed, err = h.renewFor(ctx, active, epoch); err != nil {
 		return false, err
 	}
-	return renewed, h.standBy(active, epoch)
+	return renewed, h.standBy(active, epoch, renewed)
 }
 
 // renewFor renews the session of an active node. An error says that it has ended.
@@ -42,8 +42,8 @@ func (h *Handler) renewFor(ctx context.Context, active string, epoch cluster.Epo
 	return err == nil, nil
 }
 
-// standBy makes and keeps the word.
-func (h *Handler) standBy(active string, epoch cluster.Epoch) error {
+// standBy gives this node's word.
+func (h *Handler) standBy(active string, epoch cluster.Epoch, renewed bool) error {
 	h.moving.Lock()
 	defer h.moving.Unlock()
 	ttl := h.ttl()
@@ -60,15 +60,23 @@ func (h *Handler) standBy(active string, epoch cluster.Epoch) error {
 	case h.fresh == cluster.Yes && !held:
 		return fmt.Errorf("%s sees that nobody holds the lock", h.Node)
 	}
-	h.vouches, h.vouchedFor = time.Now().Add(lifetime(ttl)), active
+	now := time.Now()
+	h.vouches, h.vouchedFor = now.Add(lifetime(ttl)), active
+	if !renewed {
+		h.returns = now.Add(calmAfter * ttl)
+	}
 	return nil
 }
 
-// standsBy is the active node that this one vouches for at the moment.
+// standsBy is the active node that this one vouches for at the moment. While Consul
+// returns, which was silent for both, that one may lose its session and takes the lock
+// again: when the lock has just become free it is given the time.
 func (h *Handler) standsBy() string {
+	ttl, now := h.ttl(), time.Now()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if time.Now().Before(h.vouches) {
+	returns := now.Before(h.returns) && !h.view.Leader.Held && now.Sub(h.seen) < ttl/2
+	if now.Before(h.vouches) || returns {
 		return h.vouchedFor
 	}
 	return ""
