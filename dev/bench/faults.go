@@ -37,6 +37,8 @@ var faults = []fault{
 	{Name: "set-active", Title: "set-active", Target: 400 * time.Millisecond,
 		Others: "Patroni 1.1 s; pg_auto_failover 1.3 s", do: setActive},
 	{Name: "stop-node", Title: "the active node shut down in order", do: stopNode},
+	{Name: "nothing", Title: "nothing, for 30 s: how long this machine's disk keeps a write waiting by itself",
+		stays: true, lasts: withoutConsulFor, do: nothing},
 	{Name: "freeze-consul", Title: "every Consul agent stopped by SIGSTOP for 30 s", Target: 100 * time.Millisecond,
 		stays: true, lasts: withoutConsulFor, do: freezeConsul},
 	{Name: "kill-consul", Title: "every Consul agent killed, and started 30 s later", Target: 100 * time.Millisecond,
@@ -98,6 +100,11 @@ func stopNode(ctx context.Context, b *bench, w *probe.Writer, s rig.Status) erro
 		return err
 	}
 	return dev.Start(ctx, b.Dir, s.Active)
+}
+
+// nothing is what the faults that last, and should cost nothing, are to be compared with.
+func nothing(ctx context.Context, b *bench, _ *probe.Writer, _ rig.Status) error {
+	return b.withoutConsul(ctx, func() error { return nil }, func(context.Context) error { return nil })
 }
 
 func withoutConsulFor(Options) time.Duration { return 30 * time.Second }
