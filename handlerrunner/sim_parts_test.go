@@ -108,8 +108,26 @@ func (s *simulation) pairs() {
 			case time.Since(s.rivals[key]) > s.settles():
 				s.violate("two take writes: %s and %s, which have reached each other for %s", name, other, s.settles())
 			}
+			switch both := s.leads(a) && s.leads(b); {
+			case !both:
+				delete(s.doubles, key)
+			case s.doubles[key].IsZero():
+				s.doubles[key] = time.Now()
+			case time.Since(s.doubles[key]) > openWithin:
+				s.violate("two are active: %s and %s, and neither says that it serves a part", name, other)
+			}
 		}
 	}
+}
+
+// leads says that a host takes writes as the active node of the whole cluster, and that
+// nothing keeps its handler from closing it.
+func (s *simulation) leads(h *host) bool {
+	if !s.open(h) || h.pg.part || !s.able(h) {
+		return false
+	}
+	_, d, _ := h.handler.snapshot()
+	return !d.Paused
 }
 
 func (s *simulation) settles() time.Duration {

@@ -77,9 +77,10 @@ type simulation struct {
 	exportedAll map[int]bool       // commits
 	copies      map[string][][]int // WAL of directories beside which a clone was made
 	timelines   map[made]maker
-	met, rivals map[pair]time.Time // since when two hosts have reached each other; and both been open
-	paused      bool               // stays so until the end
-	tally       tally
+	// Since when two hosts have reached each other; both been open; both as the active node.
+	met, rivals, doubles map[pair]time.Time
+	paused               bool // stays so until the end
+	tally                tally
 
 	telling   sync.Mutex
 	recording bool
@@ -98,7 +99,7 @@ func newSimulation(seed uint64, nodes int, dir string, recording bool) *simulati
 		watches: map[string]*watch{}, ends: map[int]func(){}, epochs: map[string]cluster.Epoch{}, words: map[string]word{},
 		loose: map[string]time.Time{}, recording: recording, began: time.Now(),
 		wrote: map[int]written{}, served: map[int]string{}, exportedAll: map[int]bool{}, copies: map[string][][]int{},
-		timelines: map[made]maker{}, met: map[pair]time.Time{}, rivals: map[pair]time.Time{}, tally: tally{},
+		timelines: map[made]maker{}, met: map[pair]time.Time{}, rivals: map[pair]time.Time{}, doubles: map[pair]time.Time{}, tally: tally{},
 	}
 	w.sim = s
 	return s

@@ -86,25 +86,30 @@ func (h *Handler) standsBy() string {
 // set vouch for it: an election needs the answers of more members than remain,
 // so for as long as they stand by, nobody else can become active. These are the
 // same K that a commit needs. Where the set is empty, nobody but this node could
-// be elected anyway.
+// be elected anyway; but with sync_mode async anybody could, so all must vouch.
 func (h *Handler) vouched(ctx context.Context, epoch cluster.Epoch) (standing, heard bool) {
 	view, _, _ := h.snapshot()
 	if view.Sync.Epoch != epoch || view.Sync.Leader != h.Node {
 		return false, false
 	}
+	members, needed := view.Sync.Members, view.Sync.K
+	if view.SyncMode() == cluster.Async {
+		members = h.others(view)
+		needed = len(members)
+	}
 	type reply struct {
 		renewed bool
 		err     error
 	}
-	replies := make(chan reply, len(view.Sync.Members))
-	for _, m := range view.Sync.Members {
+	replies := make(chan reply, len(members))
+	for _, m := range members {
 		go func() {
 			renewed, err := h.Peers.Vouch(ctx, view.Nodes[m], h.Node, epoch)
 			replies <- reply{renewed, err}
 		}()
 	}
 	stand, renewed := 0, 0
-	for range view.Sync.Members {
+	for range members {
 		r := <-replies
 		if r.err == nil {
 			stand++
@@ -113,6 +118,6 @@ func (h *Handler) vouched(ctx context.Context, epoch cluster.Epoch) (standing, h
 			renewed++
 		}
 	}
-	h.Log.Info("Consul is silent", "vouched_by", stand, "needed", view.Sync.K, "renewed_by", renewed, "epoch", epoch)
-	return stand >= view.Sync.K, renewed > 0
+	h.Log.Info("Consul is silent", "vouched_by", stand, "needed", needed, "renewed_by", renewed, "epoch", epoch)
+	return stand >= needed, renewed > 0
 }
