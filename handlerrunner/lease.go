@@ -3,6 +3,7 @@ package handlerrunner
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -134,7 +135,9 @@ func (t *tenure) renew(ctx context.Context, l Lease, ttl time.Duration, doubt <-
 			cancel()
 		case err == nil:
 			alone = time.Time{}
-		case ctx.Err() == nil && (alone.IsZero() || time.Since(alone) < aloneFor):
+		case !alone.IsZero() && time.Since(alone) >= aloneFor:
+			err = fmt.Errorf("Consul has heard other nodes for %s, but not this one; they are not asked to vouch any more: %w", aloneFor, err)
+		case ctx.Err() == nil:
 			// Consul is silent, which is neither a partition nor a rival.
 			asked = time.Now()
 			try, cancel := context.WithTimeout(ctx, ttl/2)
