@@ -103,7 +103,7 @@ func lifetime(ttl time.Duration) time.Duration {
 func (t *tenure) renew(ctx context.Context, l Lease, ttl time.Duration, doubt <-chan struct{}) {
 	tick := time.NewTicker(ttl / renewals)
 	defer tick.Stop()
-	var alone time.Time // since when Consul hears others alone
+	r := renewal{lease: l}
 	for {
 		select {
 		case <-ctx.Done():
@@ -111,71 +111,96 @@ func (t *tenure) renew(ctx context.Context, l Lease, ttl time.Duration, doubt <-
 		case <-tick.C:
 		case <-doubt:
 		}
-		asked := time.Now()
-		try, cancel := context.WithTimeout(ctx, ttl/2)
-		err := l.Renew(try)
-		cancel()
-		gone := errors.Is(err, ErrSessionGone)
-		t.mu.Lock()
-		unsettled := time.Since(t.silent) < calmAfter*ttl
-		t.mu.Unlock()
-		stirred, silent := err != nil, err != nil && !gone
-		switch {
-		case gone:
-			// Consul has forgotten the session, or has heard of a check that fails. That
-			// may be long over, and where Consul was silent until now, the agents take
-			// their checks for expired. Nobody can be named once the lock is taken again,
-			// and whoever was has it.
-			asked = time.Now()
-			try, cancel := context.WithTimeout(ctx, ttl/2)
-			var again Lease
-			if again, err = t.retake(try, t.epoch, !unsettled); err == nil {
-				l, gone = again, false
-			}
-			cancel()
-		case err == nil:
-			alone = time.Time{}
-		case !alone.IsZero() && time.Since(alone) >= aloneFor:
-			err = fmt.Errorf("Consul has heard other nodes for %s, but not this one; they are not asked to vouch any more: %w", aloneFor, err)
-		case ctx.Err() == nil:
-			// Consul is silent, which is neither a partition nor a rival.
-			asked = time.Now()
-			try, cancel := context.WithTimeout(ctx, ttl/2)
-			standing, heard := t.vouched(try, t.epoch)
-			if standing {
-				err = nil
-			}
-			if heard && alone.IsZero() {
-				alone = asked
-			}
-			cancel()
-		}
-		t.mu.Lock()
-		if l != t.lease {
-			t.lease, t.bound = l, false
-		}
-		if stirred {
-			t.stirred = asked
-		}
-		if silent && err == nil { // vouched for
-			t.silent = asked
-		}
-		switch {
-		case err == nil && !t.over:
-			t.until = asked.Add(lifetime(ttl))
-			t.hold(t.until)
-		case gone && !unsettled:
-			t.until = time.Time{}
-		}
-		over := !time.Now().Before(t.until)
-		t.mu.Unlock()
-		if err != nil && ctx.Err() == nil {
-			t.log.Warn("lease not renewed", "error", err, "epoch", t.epoch)
+		r = t.attempt(ctx, r, ttl)
+		over := t.take(r, ttl)
+		if r.err != nil && ctx.Err() == nil {
+			t.log.Warn("lease not renewed", "error", r.err, "epoch", t.epoch)
 		}
 		if over {
 			return
 		}
 	}
+}
+
+// renewal is what came of one attempt to have the lease go on.
+type renewal struct {
+	lease   Lease
+	asked   time.Time // before the request that decided was sent
+	err     error     // of an attempt by which it does not go on
+	stirred bool      // the session was not simply renewed
+	vouched bool      // Consul was silent, and the standbys stand by this node
+	gone    bool      // the session has ended for good
+	alone   time.Time // since when Consul hears other nodes, but not this one
+}
+
+// attempt renews the session, and where that cannot be done has the lease go on in
+// another way.
+func (t *tenure) attempt(ctx context.Context, before renewal, ttl time.Duration) renewal {
+	r := renewal{lease: before.lease, asked: time.Now()}
+	try, cancel := context.WithTimeout(ctx, ttl/2)
+	r.err = r.lease.Renew(try)
+	cancel()
+	if r.err == nil || ctx.Err() != nil {
+		return r
+	}
+	r.stirred, r.asked, r.alone = true, time.Now(), before.alone
+	try, cancel = context.WithTimeout(ctx, ttl/2)
+	defer cancel()
+	switch {
+	case errors.Is(r.err, ErrSessionGone):
+		// Consul has forgotten the session, or has heard of a check that fails. That
+		// may be long over, and where Consul was silent until now, the agents take
+		// their checks for expired. Nobody can be named once the lock is taken again,
+		// and whoever was has it.
+		unsettled := t.unsettled(ttl)
+		again, err := t.retake(try, t.epoch, !unsettled)
+		r.err, r.gone = err, err != nil && !unsettled
+		if err == nil {
+			r.lease = again
+		}
+	case !r.alone.IsZero() && time.Since(r.alone) >= aloneFor:
+		r.err = fmt.Errorf("Consul has heard other nodes for %s, but not this one; they are not asked to vouch any more: %w", aloneFor, r.err)
+	default:
+		// Consul is silent, which is neither a partition nor a rival.
+		standing, heard := t.vouched(try, t.epoch)
+		if standing {
+			r.err, r.vouched = nil, true
+		}
+		if heard && r.alone.IsZero() {
+			r.alone = r.asked
+		}
+	}
+	return r
+}
+
+// unsettled says that Consul was silent until a moment ago.
+func (t *tenure) unsettled(ttl time.Duration) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return time.Since(t.silent) < calmAfter*ttl
+}
+
+// take has the lease go on, or not, and says whether it is over.
+func (t *tenure) take(r renewal, ttl time.Duration) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if r.lease != t.lease {
+		t.lease, t.bound = r.lease, false
+	}
+	if r.stirred {
+		t.stirred = r.asked
+	}
+	if r.vouched {
+		t.silent = r.asked
+	}
+	switch {
+	case r.err == nil && !t.over:
+		t.until = r.asked.Add(lifetime(ttl))
+		t.hold(t.until)
+	case r.gone:
+		t.until = time.Time{}
+	}
+	return !time.Now().Before(t.until)
 }
 
 // valid says whether this node holds the lock now, and for which epoch.
