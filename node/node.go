@@ -117,7 +117,7 @@ func (h *Host) Registry() (*registry.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return registry.Open(registry.Config{Address: agent.APIAddress(), TLS: conf, Token: token})
+	return registry.Open(registry.Config{Address: agent.APIAddress(), TLS: conf, Token: token, Patient: h.holder == registry.HolderOperator})
 }
 
 // Postgres is the server on this host.

@@ -35,6 +35,7 @@ type Config struct {
 	TLS     *tls.Config   // nil: plain HTTP
 	Token   string        // secret of the token to show; empty: none, for tests
 	Timeout time.Duration // bound of one request when its context has none nearer; 0: 8 s
+	Patient bool          // reads are tried again while Consul's leader changes
 }
 
 // Client talks to the local Consul agent over connections that it keeps. It is
@@ -69,6 +70,9 @@ func Open(cfg Config) (*Client, error) {
 		MaxIdleConnsPerHost: 16,
 		IdleConnTimeout:     5 * time.Minute,
 	}}
+	if cfg.Patient {
+		hc.Transport = patient{hc.Transport}
+	}
 	conf := api.Config{Address: cfg.Address, Scheme: scheme, Datacenter: Datacenter, Token: cfg.Token, HttpClient: hc}
 	c, err := api.NewClient(&conf)
 	if err != nil {

@@ -202,6 +202,39 @@ func testLockBoundUnheard(t *testing.T, f *fixture) {
 	}
 }
 
+// Commands read on while Consul's leader changes; daemons hear of it at once.
+func testPatience(t *testing.T, f *fixture) {
+	ctx := t.Context()
+	consul := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: f.server.Address})
+	var refusals atomic.Int32
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if refusals.Add(-1) >= 0 {
+			http.Error(rw, "rpc error making call: node is not the leader", http.StatusInternalServerError)
+			return
+		}
+		consul.ServeHTTP(rw, r)
+	}))
+	t.Cleanup(server.Close)
+	for _, patient := range []bool{false, true} {
+		c, err := registry.Open(registry.Config{Address: server.Listener.Addr().String(), Token: f.server.Token, Patient: patient})
+		check(t, err)
+		refusals.Store(3)
+		_, err = c.Health(ctx)
+		if patient {
+			check(t, err)
+			continue
+		}
+		want(t, err, registry.ErrNoLeader)
+	}
+	c, err := registry.Open(registry.Config{Address: server.Listener.Addr().String(), Token: f.server.Token, Patient: true})
+	check(t, err)
+	refusals.Store(1)
+	want(t, c.CreateCluster(ctx, cluster.Info{ID: "c1", Schema: cluster.Schema}), registry.ErrNoLeader) // a write is sent once
+	refusals.Store(1 << 30)
+	_, err = c.Health(ctx)
+	want(t, err, registry.ErrNoLeader)
+}
+
 // way is a way to Consul's API on which transactions, or their answers, get lost.
 type way struct {
 	address string

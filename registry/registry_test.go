@@ -47,6 +47,7 @@ func TestRegistry(t *testing.T) {
 		{"lock is bound without being free", testLockBound},
 		{"lock is bound unheard", testLockBoundUnheard},
 		{"lock frees when the session expires", testLockExpires},
+		{"commands are patient", testPatience},
 		{"lock can be adopted", testAdopt},
 		{"lock is written and released", testRelease},
 		{"checks keep their state", testChecks},
