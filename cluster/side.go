@@ -49,8 +49,15 @@ type Side struct {
 // the one that it is on, and with them all up to the last that it has made so. Each
 // manager has numbers of its own, in blocks of TimelineGap for each and one more: so
 // two that serve parts make two timelines even where one of them is behind the other.
+// A node that was removed keeps its numbers: it may be serving a part just now.
 func (v View) Gap(node string, on, made Timeline) int {
 	managers := v.Managers()
+	for name := range v.Removed {
+		if !slices.Contains(managers, name) {
+			managers = append(managers, name)
+		}
+	}
+	slices.Sort(managers)
 	block := Timeline(TimelineGap * (len(managers) + 1))
 	next := Timeline(TimelineGap * (slices.Index(managers, node) + 1))
 	if past := max(on+TimelineGap, made); next <= past {

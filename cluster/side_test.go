@@ -352,10 +352,19 @@ func TestFork(t *testing.T) {
 }
 
 // TestGap: whatever two managers were on, they make two timelines to serve parts, and
-// none that the cluster makes meanwhile or that they have made before.
+// none that the cluster makes meanwhile or that they have made before. So it is where one
+// of them has been removed, while it serves a part.
 func TestGap(t *testing.T) {
 	v := trio()
 	of := map[Timeline]string{}
+	gaps(t, v, of)
+	delete(v.Nodes, "b")
+	v.Removed = map[string]Tombstone{"b": {}}
+	gaps(t, v, of)
+}
+
+func gaps(t *testing.T, v View, of map[Timeline]string) {
+	t.Helper()
 	for _, node := range v.Managers() {
 		made := Timeline(0)
 		for on := range Timeline(200) {

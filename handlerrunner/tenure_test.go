@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -288,15 +289,15 @@ func TestTenureIsBound(t *testing.T) {
 // Right after Consul was silent for all, the agent's word on the checks does not count.
 func TestTenureIsNotEndedByChecksThatExpired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := 0
+		var n atomic.Int32
 		l := &scriptedLease{renew: func(context.Context) error {
-			if n++; n < 10 {
+			if n.Add(1) < 10 {
 				return errors.New("no leader")
 			}
 			return nil
 		}}
 		x, woken := vouchedFor(l, time.Now(), true, false)
-		for n < 11 {
+		for n.Load() < 11 {
 			time.Sleep(ttl / 10)
 		}
 		unfit := func(context.Context) error { return ErrUnfit }
