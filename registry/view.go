@@ -132,8 +132,10 @@ func (c *Client) Watch(ctx context.Context, changed func(cluster.View), failed f
 		case v.Index > index:
 			heard = time.Now() // only a majority moves the index
 		}
-		index = nextIndex(index, v.Index)
-		if fresh && sameView(last, v) {
+		next := nextIndex(index, v.Index)
+		old := index > 0 && next == 0 // it may be what was before; it is read anew
+		index = next
+		if old || fresh && sameView(last, v) {
 			continue
 		}
 		last, fresh = v, true
