@@ -363,7 +363,8 @@ func (l *fakeLease) Release(ctx context.Context) error {
 	return nil
 }
 
-// Bind leaves the former session, which holds nothing any more, to its end.
+// Bind leaves the former session, which holds nothing any more, to its end. The lease
+// knows of it even where the answer is lost: finding out is registry's, and tested there.
 func (l *fakeLease) Bind(ctx context.Context) error {
 	r, s, err := l.held(ctx)
 	if err != nil {

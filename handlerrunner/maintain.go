@@ -160,12 +160,10 @@ func (h *Handler) keepChanges(ctx context.Context, confirmed cluster.LSN) {
 // stopped: the registry may have heard it and its answer was lost.
 func (h *Handler) reopen(ctx context.Context, o cluster.Observation) error {
 	l, lease := o.View.Leader, h.tenure.held()
-	_, _, db := h.snapshot()
-	on := db.Position.Timeline // what the view says may be from before the promotion
-	if l.Ready || !l.Held || l.Node != h.Node || l.Epoch != o.LeaseEpoch || lease == nil || on == 0 {
+	if l.Ready || !l.Held || l.Node != h.Node || l.Epoch != o.LeaseEpoch || lease == nil {
 		return nil
 	}
-	return lease.Update(ctx, cluster.Leader{Node: h.Node, Epoch: l.Epoch, Ready: true, Timeline: on, Lines: l.Lines})
+	return lease.Update(ctx, cluster.Leader{Node: h.Node, Epoch: l.Epoch, Ready: true, Timeline: l.Timeline, Lines: l.Lines})
 }
 
 // caughtUp says whether k of the wanted members hold everything from before the

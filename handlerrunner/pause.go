@@ -54,7 +54,7 @@ func (h *Handler) retake(ctx context.Context) error {
 	case errors.Is(err, ErrSessionGone):
 		h.tenure.end(ctx)
 		asked = time.Now()
-		lease, err = h.relock(ctx, d.Tried)
+		lease, err = h.relock(ctx, d.Tried, false)
 	}
 	if err != nil {
 		return err
@@ -63,20 +63,15 @@ func (h *Handler) retake(ctx context.Context) error {
 	return nil
 }
 
-// retakeLock takes the lock again that was lost while this node is active.
-func (h *Handler) retakeLock(ctx context.Context, epoch cluster.Epoch, fit bool) (Lease, error) {
+// relock takes the lock again for the epoch in which this node is active: nobody
+// has been named since, and PostgreSQL has gone on as it was. Whoever promised
+// himself to a later epoch meanwhile has seen the leader key as it is no more.
+func (h *Handler) relock(ctx context.Context, epoch cluster.Epoch, fit bool) (Lease, error) {
 	if fit {
 		if err := h.Locks.Fit(ctx); err != nil {
 			return nil, err
 		}
 	}
-	return h.relock(ctx, epoch)
-}
-
-// relock takes the lock again for the epoch in which this node is active: nobody
-// has been named since, and PostgreSQL has gone on as it was. Whoever promised
-// himself to a later epoch meanwhile has seen the leader key as it is no more.
-func (h *Handler) relock(ctx context.Context, epoch cluster.Epoch) (Lease, error) {
 	view, d, db := h.snapshot()
 	l := view.Leader
 	open := (d.State == cluster.Active || d.State == cluster.Maintenance) && db.Primary == cluster.Yes && !l.Yields

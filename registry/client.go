@@ -71,7 +71,7 @@ func Open(cfg Config) (*Client, error) {
 		IdleConnTimeout:     5 * time.Minute,
 	}}
 	if cfg.Patient {
-		hc.Transport = patient{hc.Transport}
+		hc.Transport = patient{hc.Transport.(*http.Transport)}
 	}
 	conf := api.Config{Address: cfg.Address, Scheme: scheme, Datacenter: Datacenter, Token: cfg.Token, HttpClient: hc}
 	c, err := api.NewClient(&conf)
@@ -108,10 +108,8 @@ func writing(ctx context.Context) *api.WriteOptions { return (&api.WriteOptions{
 func failed(doing string, err error) error {
 	var status api.StatusError
 	if errors.As(err, &status) {
-		for _, words := range leaderless {
-			if strings.Contains(status.Body, words) {
-				return fmt.Errorf("%s: %w: %s", doing, ErrNoLeader, status.Body)
-			}
+		if says(status.Body, leaderless) {
+			return fmt.Errorf("%s: %w: %s", doing, ErrNoLeader, status.Body)
 		}
 		switch {
 		case strings.Contains(status.Body, "ACL not found"):
@@ -125,7 +123,7 @@ func failed(doing string, err error) error {
 
 // leaderless are the agent's words for a leader that it has not, cannot reach, or
 // that has just ceased to be one.
-var leaderless = []string{"No cluster leader", "rpc error getting client", "node is not the leader", "leadership lost", "leadership transfer in progress", "Raft leader not found"}
+var leaderless = append([]string{"No cluster leader", "rpc error getting client", "Raft leader not found"}, moving...)
 
 // isStatus says whether Consul answered with this HTTP code.
 func isStatus(err error, code int) bool {

@@ -112,7 +112,8 @@ func (c *Client) discard(ctx context.Context, id string) {
 
 // Bind has the lock fall with the health checks of the local agent from now on: if
 // one fails, it is free at once. The lock goes over to a new session in one step, so
-// nobody sees it free. The error wraps ErrCheckFailing where a check fails, as the
+// nobody sees it free, with the value that is there: whoever wrote it last may not have
+// heard that it was written. The error wraps ErrCheckFailing where a check fails, as the
 // servers know it. The former session is left to its TTL, so that a renewal which
 // is under way meets it alive.
 func (l *Lease) Bind(ctx context.Context, checks []cluster.Check) error {
@@ -121,16 +122,24 @@ func (l *Lease) Bind(ctx context.Context, checks []cluster.Check) error {
 	if err := l.settle(ctx); err != nil {
 		return err
 	}
+	pair, err := l.c.get(ctx, keyLeader)
+	if err != nil {
+		return err
+	}
 	l.mu.Lock()
-	before, value, ttl := l.id, l.value, l.ttl
+	before, node, ttl := l.id, l.value.Node, l.ttl
 	l.mu.Unlock()
-	id, err := l.c.createSession(ctx, value.Node, ttl, checks)
+	if pair == nil || pair.Session != before {
+		return fmt.Errorf("bind the leader lock: %w", ErrSessionGone)
+	}
+	id, err := l.c.createSession(ctx, node, ttl, checks)
 	if err != nil {
 		return err
 	}
 	_, err = l.c.transact(ctx, "bind the leader lock",
-		&api.KVTxnOp{Verb: api.KVUnlock, Key: keyLeader, Value: encode(value), Session: before},
-		&api.KVTxnOp{Verb: api.KVLock, Key: keyLeader, Value: encode(value), Session: id})
+		&api.KVTxnOp{Verb: api.KVCheckIndex, Key: keyLeader, Index: pair.ModifyIndex},
+		&api.KVTxnOp{Verb: api.KVUnlock, Key: keyLeader, Value: pair.Value, Session: before},
+		&api.KVTxnOp{Verb: api.KVLock, Key: keyLeader, Value: pair.Value, Session: id})
 	_, _, refused := refusal(err)
 	if refused {
 		l.c.discard(ctx, id)

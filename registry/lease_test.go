@@ -171,8 +171,8 @@ func (f *fixture) outdated(t *testing.T, c cluster.Check) {
 	check(t, err)
 }
 
-// testLockBoundUnheard binds a lock, and the answer is lost: on the way there, or on
-// the way back.
+// testLockBoundUnheard writes and binds a lock, and what is said gets lost: on the way
+// there, or on the way back.
 func testLockBoundUnheard(t *testing.T, f *fixture) {
 	f.checks(t)
 	ctx, cancel := context.WithTimeout(t.Context(), deadline)
@@ -185,7 +185,7 @@ func testLockBoundUnheard(t *testing.T, f *fixture) {
 		check(t, err)
 		before := lease.ID()
 		way.cut.Store(true)
-		if err := lease.Bind(ctx, bound); err == nil {
+		if lease.Update(ctx, cluster.Leader{Node: "a", Epoch: 1, Ready: true, Timeline: 4}) == nil || lease.Bind(ctx, bound) == nil {
 			t.Fatal("the answer was not lost")
 		}
 		way.cut.Store(false)
@@ -195,6 +195,9 @@ func testLockBoundUnheard(t *testing.T, f *fixture) {
 			t.Errorf("done %v: the lease is %s, was %s, and the leader is %+v", done, lease.ID(), before, l)
 		}
 		check(t, lease.Bind(ctx, bound))
+		if bound := f.view(t).Leader; bound.Ready != done || (bound.Timeline == 4) != done {
+			t.Errorf("done %v: what was written has become %+v", done, bound)
+		}
 		check(t, lease.Release(ctx))
 		if f.view(t).Leader.Held {
 			t.Error("held after its release")

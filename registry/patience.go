@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 )
@@ -21,12 +22,12 @@ var moving = []string{"node is not the leader", "leadership transfer in progress
 // patient tries reads again that a change of Consul's leader has spoiled. Commands are
 // to be patient: they would fail at a moment in which nothing is wrong. Daemons are to
 // know at once.
-type patient struct{ http.RoundTripper }
+type patient struct{ *http.Transport }
 
 // RoundTrip is that of http.RoundTripper. Long polls and writes are sent once.
 func (p patient) RoundTrip(r *http.Request) (*http.Response, error) {
 	for began := time.Now(); ; {
-		answer, err := p.RoundTripper.RoundTrip(r)
+		answer, err := p.Transport.RoundTrip(r)
 		read := r.Method == http.MethodGet && !r.URL.Query().Has("index")
 		if err != nil || answer.StatusCode != http.StatusInternalServerError || !read {
 			return answer, err
@@ -37,18 +38,14 @@ func (p patient) RoundTrip(r *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 		answer.Body = io.NopCloser(bytes.NewReader(text))
-		if !changes(string(text)) || time.Since(began) > patience {
+		if !says(string(text), moving) || time.Since(began) > patience {
 			return answer, nil
 		}
 		sleep(r.Context(), again)
 	}
 }
 
-func changes(said string) bool {
-	for _, words := range moving {
-		if strings.Contains(said, words) {
-			return true
-		}
-	}
-	return false
+// says looks for any of the words.
+func says(text string, words []string) bool {
+	return slices.ContainsFunc(words, func(w string) bool { return strings.Contains(text, w) })
 }

@@ -132,10 +132,8 @@ func (c *Client) Watch(ctx context.Context, changed func(cluster.View), failed f
 		case v.Index > index:
 			heard = time.Now() // only a majority moves the index
 		}
-		next := nextIndex(index, v.Index)
-		old := index > 0 && next == 0 // it may be what was before; it is read anew
-		index = next
-		if old || fresh && sameView(last, v) {
+		index = nextIndex(index, v.Index)
+		if fresh && sameView(last, v) {
 			continue
 		}
 		last, fresh = v, true
