@@ -174,6 +174,46 @@ func TestUnsentChangesOfAFormerActiveDoNotSpread(t *testing.T) {
 	has(t, "after", "goes on", a, c)
 }
 
+// Until the new active overrides, a former one whose version of a file is newer
+// than all needs nothing, and yet it is not as the active is.
+func TestUnsentChangesAreNotComplete(t *testing.T) {
+	st, s := newSites(t, "a", "b")
+	a, b := s[0], s[1]
+	st.activate("a", 1)
+	a.run()
+	b.run()
+	a.write("x", "old")
+	has(t, "x", "old", b)
+	inSync(t, 1, a, b)
+	b.stop()
+	before := a.report().Sequence
+	a.write("x", "unsent")
+	eventually(t, "a has scanned", func() bool { return a.report().Sequence > before })
+	a.stop()
+
+	st.activate("b", 2)
+	b.run()
+	inSync(t, 2, b)
+	ok(t, b.engine.SetRole(t.Context(), Unknown, 0, "")) // as if the registry could not be read: it does not override
+	a.run()
+	eventually(t, "b hears of the change", func() bool { return b.report().Need == 1 })
+	eventually(t, "a has scanned and heard all", func() bool {
+		r := a.report()
+		return r.Epoch == 2 && r.Complete != cluster.Unknown && r.Sequence == b.report().Sequence
+	})
+	if r := a.report(); r.Need != 0 || r.Complete != cluster.No {
+		t.Errorf("a reports %+v", r)
+	}
+	ok(t, b.engine.SetRole(t.Context(), Sending, 2, ""))
+	inSync(t, 2, a, b)
+	if got := a.read("x"); got != "old" {
+		t.Errorf("a is complete and has x = %q", got)
+	}
+	if got := a.kept(keptLocal, "x"); !slices.Contains(got, "unsent") {
+		t.Errorf("a kept %q", got)
+	}
+}
+
 func TestEditsOnAStandbyAreKeptAndReverted(t *testing.T) {
 	_, a, b, c := trio(t)
 	a.write("x", "right")

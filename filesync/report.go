@@ -14,8 +14,8 @@ import (
 // Report says how far this node's folders have come.
 //
 // Complete is exact about what the active had scanned when it published last:
-// all that it announced until then has arrived here and nothing of it is
-// wanting. It is unknown until the folders were scanned and something was
+// all that it announced until then has arrived here, nothing of it is wanting,
+// and nothing is here that the active is yet to override. It is unknown until the folders were scanned and something was
 // published for this epoch. On the source it says that nobody announces what
 // the source does not have.
 func (e *Engine) Report() cluster.FilesReport {
@@ -34,10 +34,11 @@ func (e *Engine) Report() cluster.FilesReport {
 		ready = ready && err == nil
 	}
 
-	edited := 0
+	edited, ahead := 0, false
 	for _, c := range s.all {
 		r.Need += c.need
 		edited += c.edited
+		ahead = ahead || c.ahead
 		if role == Sending {
 			r.Sequence += c.own
 		} else {
@@ -54,7 +55,7 @@ func (e *Engine) Report() cluster.FilesReport {
 	case role == Sending:
 		r.Complete = cluster.TriOf(r.Need == 0)
 	default:
-		r.Complete = cluster.TriOf(s.heard && r.Need == 0 && edited == 0)
+		r.Complete = cluster.TriOf(s.heard && r.Need == 0 && edited == 0 && !ahead)
 	}
 	return r
 }

@@ -16,6 +16,7 @@ type counts struct {
 	items  int
 	need   int
 	edited int
+	ahead  bool // the active lacks something that this node announces; looked at while alone
 }
 
 func (e *Engine) counts(id string, active protocol.DeviceID) (counts, error) {
@@ -87,6 +88,7 @@ func (e *Engine) look() state {
 	var arrived int64
 	for _, f := range e.folders {
 		c, err := e.counts(f.ID, s.activeID)
+		c.ahead = s.alone && e.activeNeeds(f.ID, s.activeID)
 		s.all, s.errs = append(s.all, c), append(s.errs, err)
 		arrived += c.theirs
 	}
@@ -137,7 +139,7 @@ func (e *Engine) tend(ctx context.Context) {
 			} else if e.due(f) {
 				e.act(f, do, why)
 			}
-			calm = calm && settled(o, s.alone && e.activeNeeds(f.ID, s.activeID))
+			calm = calm && settled(o, s.all[i].ahead)
 		}
 		if calm && s.alone {
 			e.join(ctx)
