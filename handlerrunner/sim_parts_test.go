@@ -3,6 +3,7 @@ package handlerrunner
 import (
 	"fmt"
 	"slices"
+	"testing"
 	"time"
 
 	"github.com/understudy-ha/understudy/cluster"
@@ -196,10 +197,18 @@ func (s *simulation) lays(p *fakePG) {
 	s.copies[p.h.name] = old[max(0, len(old)-keptCopies):]
 }
 
-// ofPart is the number of records on a host up to where a part was served last;
-// zero where its WAL is that of no part.
-func (s *simulation) ofPart(p *fakePG) int {
-	for i, id := range slices.Backward(p.wal) {
+// naming is the outcome of an election: the leader key that it had seen, and the
+// records that the winner had then.
+type naming struct {
+	cluster.Assignment
+	before cluster.Leader
+	wal    []int
+}
+
+// ofPart is the number of records up to where a part was served last; zero where
+// they are those of no part.
+func (s *simulation) ofPart(wal []int) int {
+	for i, id := range slices.Backward(wal) {
 		if s.served[id] != "" {
 			return i + 1
 		}
@@ -207,11 +216,13 @@ func (s *simulation) ofPart(p *fakePG) int {
 	return 0
 }
 
-// heals is called when somebody is named who lacks what was acknowledged. That
-// is right where its part was written later; then what it lacks is exported.
-func (s *simulation) heals(a cluster.Assignment, before cluster.Leader) {
+// heals is called when the node that was named last lacks what was acknowledged,
+// before or since. That is right where its part had been written later when it
+// was named; then what it lacks is exported.
+func (s *simulation) heals() {
+	a := s.naming
 	winner := s.hosts[a.Node].pg
-	begun := s.ofPart(winner)
+	begun := s.ofPart(a.wal)
 	var rest []commit
 	var lost []commit
 	for _, c := range s.promised {
@@ -230,8 +241,8 @@ func (s *simulation) heals(a cluster.Assignment, before cluster.Leader) {
 		return
 	}
 	from := min(begun, lost[0].end-1) // it may have served more than once since it left the line of what it lacks
-	ours, theirs := s.latest(ids(lost)), s.latest(winner.wal[from:])
-	handed := a.By == before.Node && ours.by == a.By && theirs.by == a.Node
+	ours, theirs := s.latest(ids(lost)), s.latest(a.wal[from:])
+	handed := a.By == a.before.Node && ours.by == a.By && theirs.by == a.Node
 	apart := (s.clockOf(ours.by) - s.clockOf(theirs.by)).Abs()
 	switch {
 	case handed && apart > cluster.ClockSkew:
@@ -302,5 +313,53 @@ func (s *simulation) mends(p, from *fakePG) {
 	n := int(from.history.Fork(from.timeline, p.history, at).LSN / recordSize)
 	if n > len(from.wal) || !slices.Equal(p.wal[:n], from.wal[:n]) {
 		s.violate("a rewind mixes two histories: %s has other WAL than %s before %s", p.h.name, from.h.name, cluster.LSN(n*recordSize))
+	}
+}
+
+// The active node a froze with commit 3 pending, which b had confirmed. Then c was
+// named, which had served a part, beginning with record 48, and written 10 there. When
+// a goes on, it acknowledges 3.
+func TestWhatIsAcknowledgedAfterAHeal(t *testing.T) {
+	t0 := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	for _, c := range []struct {
+		name  string
+		heal  cluster.HealMode
+		wal   []int // of c, when it was named
+		later []int // and since
+		at    time.Duration
+		lost  bool
+	}{
+		{"the part was written later", cluster.HealMostRecent, []int{0, 1, 48, 10}, nil, time.Second, false},
+		{"the part was written earlier", cluster.HealMostRecent, []int{0, 1, 48, 10}, nil, -time.Second, true},
+		{"only the new active node was written later", cluster.HealMostRecent, []int{0, 1, 48}, []int{10}, time.Second, true},
+		{"the majority is to win", cluster.HealMajority, []int{0, 1, 48, 10}, nil, time.Second, true},
+		{"no part was served", cluster.HealMostRecent, []int{0, 1, 7, 10}, nil, time.Second, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSimulation(1, 3, t.TempDir(), false)
+			s.reg.view.Info.Options = cluster.Options{"sync_mode": "available", "heal": string(c.heal)}
+			for _, name := range []string{"a", "b", "c"} {
+				s.newHost(name)
+			}
+			s.served[48] = "c"
+			s.wrote[1], s.wrote[3], s.wrote[10] = written{t0.Add(-time.Minute), "a"}, written{t0, "a"}, written{t0.Add(c.at), "c"}
+			active, standby, winner := s.hosts["a"].pg, s.hosts["b"].pg, s.hosts["c"].pg
+			active.wal, standby.wal, winner.wal = []int{0, 1, 3}, []int{0, 1, 3}, c.wal
+			active.quorum = cluster.Quorum{K: 1, Members: []string{"b"}}
+			s.promised = []commit{{id: 1, end: 2}}
+			s.reg.view.NextMaster = cluster.Assignment{Node: "c", Epoch: 2, By: "b"}
+			s.named(cluster.Leader{Node: "a", Epoch: 1})
+			if s.failed() != "" {
+				t.Fatalf("nothing is lost yet, and %s", s.failed())
+			}
+			winner.wal = append(slices.Clone(c.wal), c.later...)
+			s.acknowledged(active, commit{id: 3, end: 3})
+			if (s.failed() != "") != c.lost {
+				t.Errorf("it says %q", s.failed())
+			}
+			if !c.lost && !slices.ContainsFunc(s.risky, func(c commit) bool { return c.id == 3 }) {
+				t.Errorf("the commit is forgotten: %v", s.risky)
+			}
+		})
 	}
 }

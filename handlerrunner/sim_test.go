@@ -62,14 +62,14 @@ type simulation struct {
 	ambushes []ambush
 	calm     bool
 
-	promised  []commit                 // acknowledged, and to be kept
-	acks      int                      // including those of sync_mode async
-	epochs    map[string]cluster.Epoch // for which each host took the lock last
-	acking    cluster.Epoch            // the latest in which somebody acknowledged
-	lastNamed cluster.Assignment
-	ready     cluster.Leader
-	words     map[string]word
-	loose     map[string]time.Time // since when a host has been open without a lease
+	promised []commit                 // acknowledged, and to be kept
+	acks     int                      // including those of sync_mode async
+	epochs   map[string]cluster.Epoch // for which each host took the lock last
+	acking   cluster.Epoch            // the latest in which somebody acknowledged
+	naming   naming                   // the latest
+	ready    cluster.Leader
+	words    map[string]word
+	loose    map[string]time.Time // since when a host has been open without a lease
 
 	risky       []commit           // acknowledged at risk, or given up by a heal: to be kept or exported
 	wrote       map[int]written    // who wrote a commit, and when
@@ -154,7 +154,7 @@ func (s *simulation) play() {
 	s.reg.view.NextMaster, s.reg.view.NextMasterIndex = cluster.Assignment{
 		Node: "a", Epoch: 1, Reason: "the cluster is started on it", Past: cluster.History{{Timeline: 1, LSN: s.hosts["a"].pg.lsn()}},
 	}, 1
-	s.lastNamed = s.reg.view.NextMaster
+	s.naming.Assignment = s.reg.view.NextMaster
 	s.reg.touch()
 	for _, name := range s.names {
 		s.boot(s.hosts[name])
