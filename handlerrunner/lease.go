@@ -29,6 +29,9 @@ const (
 	// believeAfter is when the agent's own word on the checks counts again. One that stood
 	// still has all of them for expired until it hears of them.
 	believeAfter = 3 * leaseTTL
+	// lookEvery is how soon it is noticed that a check fails which the lock does not fall
+	// with: Consul tells of it at once where it does.
+	lookEvery = 50 * time.Millisecond
 	// aloneFor is how long the lease goes on while Consul hears other nodes, but not this
 	// one. An agent that was cut off from Consul's leader before may go on using the same
 	// connection, on which TCP waits as long again before it tries anew; after 30 to 40 s
@@ -45,7 +48,7 @@ const (
 // local monotonic clock, counted from before each renewal was sent.
 type tenure struct {
 	log  *slog.Logger
-	wake func() // called when the tenure has ended
+	wake func() // called when the tenure has ended, or may have to
 	// vouched asks the standbys whether they stand by the active of an epoch, so that
 	// no election can succeed for the lifetime of a lease. Consul may hear them: then
 	// they have renewed the session.
@@ -54,6 +57,7 @@ type tenure struct {
 	// retake takes the lock again for an epoch, in a new session; where it must be
 	// fit, only if this node passes its checks.
 	retake func(ctx context.Context, epoch cluster.Epoch, fit bool) (Lease, error)
+	fit    func(ctx context.Context) error // ErrUnfit where this node does not pass its checks
 
 	mu      sync.Mutex
 	lease   Lease     // the latest; nil when none was begun, or it was given back
@@ -81,7 +85,11 @@ func (t *tenure) begin(l Lease, epoch cluster.Epoch, asked time.Time, ttl time.D
 	t.mu.Unlock()
 	go func() {
 		defer close(done)
+		var looking sync.WaitGroup
+		looking.Go(func() { t.lookOut(ctx) })
 		t.renew(ctx, l, ttl, doubt)
+		stop()
+		looking.Wait()
 		t.wake()
 	}()
 }
@@ -211,9 +219,9 @@ func (t *tenure) valid(now time.Time) (bool, cluster.Epoch) {
 }
 
 // bind has the lock fall with this node's checks, once the lease has gone on
-// undisturbed for bindAfter. Until then it looks at them itself, with fit: where one
-// fails, the tenure is over.
-func (t *tenure) bind(ctx context.Context, fit func(context.Context) error) {
+// undisturbed for bindAfter. Until then it looks at them itself: where one fails, the
+// tenure is over.
+func (t *tenure) bind(ctx context.Context) {
 	t.mu.Lock()
 	l := t.lease
 	open := l != nil && !t.over && !t.bound
@@ -222,7 +230,7 @@ func (t *tenure) bind(ctx context.Context, fit func(context.Context) error) {
 	if !open || !believed {
 		return
 	}
-	err := fit(ctx)
+	err := t.fit(ctx)
 	unfit := errors.Is(err, ErrUnfit)
 	if err == nil && due {
 		err = l.Bind(ctx)
@@ -243,6 +251,25 @@ func (t *tenure) bind(ctx context.Context, fit func(context.Context) error) {
 	}
 	if err != nil {
 		t.log.Warn("the lock is not bound to this node's checks", "error", err, "epoch", t.epoch)
+	}
+}
+
+// lookOut wakes the driver, for bind, when a check fails that the lock is not bound to.
+func (t *tenure) lookOut(ctx context.Context) {
+	unfit, pause := false, lookEvery
+	for sleep(ctx, pause) == nil {
+		t.mu.Lock()
+		bound := t.bound
+		t.mu.Unlock()
+		if bound {
+			unfit, pause = false, tick
+			continue
+		}
+		before := unfit
+		unfit, pause = errors.Is(t.fit(ctx), ErrUnfit), lookEvery
+		if unfit && !before {
+			t.wake()
+		}
 	}
 }
 

@@ -54,7 +54,7 @@ func (r roster) update(now time.Time, db Database, members []string, patience ti
 func (h *Handler) maintain(ctx context.Context, o cluster.Observation) error {
 	ctx, cancel := context.WithTimeout(ctx, lifetime(h.ttl())) // by then the lease may have ended, and the driver must see to that
 	defer cancel()
-	h.tenure.bind(ctx, h.Locks.Fit)
+	h.tenure.bind(ctx)
 	_, _, db := h.snapshot()
 	others := h.others(o.View)
 	if !slices.Equal(others, h.slotted) {

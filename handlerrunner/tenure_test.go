@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -18,6 +19,7 @@ type scriptedLease struct {
 	renew    func(ctx context.Context) error
 	bind     func() error
 	released int
+	fit      atomic.Pointer[error] // what this node's checks say; nil: all pass
 }
 
 var _ Lease = (*scriptedLease)(nil)
@@ -30,17 +32,30 @@ func (l *scriptedLease) Release(context.Context) error                { l.releas
 
 const ttl = time.Second
 
+// scripted is a scriptedLease, or one that embeds it.
+type scripted interface {
+	Lease
+	says(ctx context.Context) error
+}
+
+func (l *scriptedLease) says(context.Context) error {
+	if err := l.fit.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
 // begun returns a tenure of epoch 7 that was asked for at asked; woken is closed
-// when it has ended.
-func begun(l Lease, asked time.Time) (t *tenure, woken chan struct{}) {
+// when it has ended, or a check fails.
+func begun(l scripted, asked time.Time) (t *tenure, woken chan struct{}) {
 	return vouchedFor(l, asked, false, false)
 }
 
 // vouchedFor is begun where the standbys vouch, or do not, while Consul is silent, and
 // Consul hears them, or does not.
-func vouchedFor(l Lease, asked time.Time, vouched, heard bool) (t *tenure, woken chan struct{}) {
+func vouchedFor(l scripted, asked time.Time, vouched, heard bool) (t *tenure, woken chan struct{}) {
 	woken = make(chan struct{})
-	t = &tenure{log: slog.New(slog.DiscardHandler), wake: func() { close(woken) },
+	t = &tenure{log: slog.New(slog.DiscardHandler), wake: sync.OnceFunc(func() { close(woken) }), fit: l.says,
 		vouched: func(context.Context, cluster.Epoch) (bool, bool) { return vouched, heard }, hold: func(time.Time) {},
 		retake: func(context.Context, cluster.Epoch, bool) (Lease, error) {
 			return nil, errors.New("another was named")
@@ -183,7 +198,7 @@ func takesAgain(t *testing.T, consul func(context.Context) error, wantFit bool) 
 	synctest.Test(t, func(t *testing.T) {
 		var held time.Time
 		first, second := &scriptedLease{renew: consul}, &scriptedLease{renew: func(context.Context) error { return nil }}
-		x := &tenure{log: slog.New(slog.DiscardHandler), wake: func() {}, hold: func(until time.Time) { held = until },
+		x := &tenure{log: slog.New(slog.DiscardHandler), wake: func() {}, fit: first.says, hold: func(until time.Time) { held = until },
 			vouched: func(context.Context, cluster.Epoch) (bool, bool) { return true, false },
 			retake: func(_ context.Context, epoch cluster.Epoch, fit bool) (Lease, error) {
 				if epoch != 7 || fit != wantFit {
@@ -249,22 +264,23 @@ func TestTenureWithoutConsulGoesOn(t *testing.T) {
 func TestTenureIsBound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bound := 0
-		answer, fit := error(nil), error(nil)
+		answer := error(nil)
 		l := &scriptedLease{renew: func(context.Context) error { return nil }, bind: func() error { bound++; return answer }}
 		x, woken := begun(l, time.Now())
 		bindFor := func(d time.Duration, want int) {
 			t.Helper()
 			for range d / (100 * time.Millisecond) {
-				x.bind(t.Context(), func(context.Context) error { return fit })
+				x.bind(t.Context())
 				time.Sleep(100 * time.Millisecond)
 			}
 			if bound != want {
 				t.Errorf("tried %d times to bind it, want %d", bound, want)
 			}
 		}
-		fit = errors.New("the agent does not answer")
+		fit := errors.New("the agent does not answer")
+		l.fit.Store(&fit)
 		bindFor(bindAfter, 0)
-		fit = nil
+		l.fit.Store(nil)
 		answer = fmt.Errorf("the servers have not heard: %w", ErrUnfit)
 		bindFor(bindAfter/2, 1)
 		bindFor(bindAfter, 2)
@@ -276,8 +292,14 @@ func TestTenureIsBound(t *testing.T) {
 
 		x, woken = begun(l, time.Now())
 		bound, fit = 0, fmt.Errorf("a check: %w", ErrUnfit)
-		bindFor(ttl, 0)
+		l.fit.Store(&fit)
+		failed := time.Now()
 		<-woken
+		if took := time.Since(failed); took > lookEvery {
+			t.Errorf("woken after %s", took)
+		}
+		mustBe(t, x, true)
+		bindFor(ttl, 0)
 		mustBe(t, x, false)
 		x.end(t.Context())
 		if l.released != 1 {
@@ -300,14 +322,14 @@ func TestTenureIsNotEndedByChecksThatExpired(t *testing.T) {
 		for n.Load() < 11 {
 			time.Sleep(ttl / 10)
 		}
-		unfit := func(context.Context) error { return ErrUnfit }
+		l.fit.Store(&ErrUnfit)
 		for range believeAfter / ttl {
-			x.bind(t.Context(), unfit)
+			x.bind(t.Context())
 			mustBe(t, x, true)
 			time.Sleep(ttl - ttl/renewals)
 		}
 		time.Sleep(ttl)
-		x.bind(t.Context(), unfit)
+		x.bind(t.Context())
 		mustBe(t, x, false)
 		<-woken
 		x.end(t.Context())
