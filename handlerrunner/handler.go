@@ -154,7 +154,8 @@ func New(o Options) (*Handler, error) {
 	}
 	h := &Handler{Options: o, wakeup: make(chan struct{}, 1), orders: make(chan order, 1), moving: make(latch, 1), units: map[string]cluster.Tri{}, faltered: map[string]time.Time{}, roster: roster{}}
 	h.job.wake = h.wake
-	h.tenure.log, h.tenure.wake, h.tenure.vouched, h.tenure.hold, h.tenure.retake, h.tenure.fit = o.Log, h.wake, h.vouched, h.hold, h.relock, o.Locks.Fit
+	h.tenure.log, h.tenure.wake, h.tenure.vouched, h.tenure.hold, h.tenure.retake = o.Log, h.wake, h.vouched, h.hold, h.relock
+	h.tenure.fit = func(ctx context.Context) error { return h.Locks.Fit(ctx) }
 	d, err := statefile.Read[durable](o.State)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
