@@ -12,12 +12,23 @@ import (
 	"github.com/understudy-ha/understudy/cluster"
 )
 
-func trio(t *testing.T) (*store, *site, *site, *site) {
-	st, s := newSites(t, "a", "b", "c")
-	st.activate("a", 1)
+// running makes sites that run, of which the first is active.
+func running(t *testing.T, names ...string) (*store, []*site) {
+	st, s := newSites(t, names...)
+	st.activate(names[0], 1)
 	for _, x := range s {
 		x.run()
 	}
+	return st, s
+}
+
+func pair(t *testing.T) (*store, *site, *site) {
+	st, s := running(t, "a", "b")
+	return st, s[0], s[1]
+}
+
+func trio(t *testing.T) (*store, *site, *site, *site) {
+	st, s := running(t, "a", "b", "c")
 	return st, s[0], s[1], s[2]
 }
 
@@ -177,11 +188,7 @@ func TestUnsentChangesOfAFormerActiveDoNotSpread(t *testing.T) {
 // Until the new active overrides, a former one whose version of a file is newer
 // than all needs nothing, and yet it is not as the active is.
 func TestUnsentChangesAreNotComplete(t *testing.T) {
-	st, s := newSites(t, "a", "b")
-	a, b := s[0], s[1]
-	st.activate("a", 1)
-	a.run()
-	b.run()
+	st, a, b := pair(t)
 	a.write("x", "old")
 	has(t, "x", "old", b)
 	inSync(t, 1, a, b)
@@ -272,11 +279,7 @@ func TestPromotionDoesNotPublishEditsOfTheStandby(t *testing.T) {
 }
 
 func TestVersionsInQuickSuccessionAreAllKept(t *testing.T) {
-	st, s := newSites(t, "a", "b")
-	a, b := s[0], s[1]
-	st.activate("a", 1)
-	a.run()
-	b.run()
+	_, a, b := pair(t)
 	texts := []string{"v1", "v2, longer", "v3, longer still", "v4, the longest of them all"}
 	for _, text := range texts {
 		a.write("x", text)
@@ -354,11 +357,7 @@ func TestARestartKeepsIdentityAndIndex(t *testing.T) {
 }
 
 func TestConnectionIsMadeAnew(t *testing.T) {
-	st, s := newSites(t, "a", "b")
-	a, b := s[0], s[1]
-	st.activate("a", 1)
-	a.run()
-	b.run()
+	_, a, b := pair(t)
 	inSync(t, 1, a, b)
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
@@ -371,11 +370,7 @@ func TestConnectionIsMadeAnew(t *testing.T) {
 }
 
 func TestStandbyEditNeedsACertainRegistry(t *testing.T) {
-	st, s := newSites(t, "a", "b")
-	a, b := s[0], s[1]
-	st.activate("a", 1)
-	a.run()
-	b.run()
+	st, a, b := pair(t)
 	a.write("x", "1")
 	has(t, "x", "1", b)
 	inSync(t, 1, a, b)

@@ -15,9 +15,9 @@ import (
 //
 // Complete is exact about what the active had scanned when it published last:
 // all that it announced until then has arrived here, nothing of it is wanting,
-// and nothing is here that the active is yet to override. It is unknown until the folders were scanned and something was
-// published for this epoch. On the source it says that nobody announces what
-// the source does not have.
+// and nothing is here that the active is yet to override. It is unknown until
+// the folders were scanned and something was published for this epoch. On the
+// source it says that nobody announces what the source does not have.
 func (e *Engine) Report() cluster.FilesReport {
 	s := e.look()
 	r := cluster.FilesReport{Sending: s.role == Sending, At: time.Now()}
