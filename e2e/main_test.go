@@ -176,12 +176,15 @@ func hosts(t *testing.T, name, network string, n int) *group {
 }
 
 // takeDownWith takes everything down when the test ends, and checks that no
-// process is left. After a failure it shows what the daemons said.
+// process is left. After a failure it shows the gist of what the daemons said, and
+// where the rest is.
 func (g *group) takeDownWith(t *testing.T) {
 	t.Cleanup(func() {
 		if t.Failed() {
 			logs := g.dev(t, "logs", "--lines", "400").out
-			t.Logf("%s\nof that, what went wrong:\n%s", logs, complaints(logs))
+			file := filepath.Join("..", "bin", "failed", filepath.Base(g.dir)+".log")
+			err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(logs), 0o644))
+			t.Logf("%sthe whole logs: %s (%v)", gist(logs), file, err)
 		}
 		var info dev.Info
 		_ = json.Unmarshal([]byte(g.dev(t, "info", "--json").out), &info)
@@ -201,26 +204,26 @@ func (g *group) takeDownWith(t *testing.T) {
 	})
 }
 
-// complaints are the last warnings and errors of each log, without repetitions:
-// the end of a long output is what is kept of it.
-func complaints(logs string) string {
-	const most = 12
+// gist is the end of what each node did, and the last warnings and errors of each log,
+// without repetitions: of a long output only a part may be kept.
+func gist(logs string) string {
+	const most = 10
 	last, seen := map[string][]string{}, map[string]bool{}
 	for line := range strings.Lines(logs) {
 		words := strings.Fields(line)
-		if len(words) < 3 || !complaint.MatchString(line) {
+		if len(words) < 3 {
 			continue
 		}
-		if said := digits.ReplaceAllString(line, ""); !seen[said] {
+		of, did := words[0]+" "+words[1], words[1] == "cluster" // of all daemons
+		if said := digits.ReplaceAllString(line, ""); did || complaint.MatchString(line) && !seen[said] {
 			seen[said] = true
-			of := words[0] + " " + words[1]
-			last[of] = append(last[of], line)
+			last[of] = append(last[of], line[:min(len(line), 400)])
 		}
 	}
 	var b strings.Builder
 	for _, of := range slices.Sorted(maps.Keys(last)) {
 		for _, line := range last[of][max(0, len(last[of])-most):] {
-			b.WriteString(line)
+			b.WriteString(strings.TrimSuffix(line, "\n") + "\n")
 		}
 	}
 	return b.String()

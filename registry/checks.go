@@ -28,7 +28,7 @@ type CheckState struct {
 // RegisterChecks tells the local agent, which is that of node, of the service that
 // has its checks, and of one TTL check for each. A check that is new starts as passing, because a failing one
 // would free the leader lock; one that the agent knows keeps its state, so that
-// to register it again turns nothing healthy.
+// to register it again turns nothing healthy. The agent tells the servers of all of them.
 func (c *Client) RegisterChecks(ctx context.Context, node string, ttls map[cluster.Check]time.Duration) error {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
@@ -42,13 +42,16 @@ func (c *Client) RegisterChecks(ctx context.Context, node string, ttls map[clust
 	if err := agent.ServiceRegisterOpts(service, api.ServiceRegisterOpts{}.WithContext(ctx)); err != nil {
 		return failed("register service "+service.Name, err)
 	}
+	// A check that is the same as the last is taken for told, even if that one never
+	// reached the servers (setCheckStateLocked in Consul's agent/local/state.go).
+	stamp := time.Now().Format(time.RFC3339Nano)
 	for check, ttl := range ttls {
 		status := api.HealthPassing
 		if was := known[check.ID()]; was != nil {
 			status = was.Status
 		}
 		reg := &api.AgentCheckRegistration{
-			ID: check.ID(), Name: string(check), ServiceID: cluster.ServiceID,
+			ID: check.ID(), Name: string(check), ServiceID: cluster.ServiceID, Notes: stamp,
 			AgentServiceCheck: api.AgentServiceCheck{TTL: ttl.String(), Status: status},
 		}
 		if err := agent.CheckRegisterOpts(reg, q); err != nil {
