@@ -42,7 +42,7 @@ func (c *Client) Announce(ctx context.Context, node string, role cluster.Role, p
 	stamp := time.Now().Format(time.RFC3339Nano)
 	service := &api.AgentServiceRegistration{
 		ID: roleID, Name: cluster.ServiceID, Port: port, Meta: map[string]string{announced: stamp},
-		Check: &api.AgentServiceCheck{TTL: ttl.String(), Status: api.HealthPassing},
+		Check: &api.AgentServiceCheck{TTL: ttl.String(), Status: api.HealthPassing, Notes: stamp},
 	}
 	if role != cluster.RoleNone {
 		service.Tags = []string{string(role)}

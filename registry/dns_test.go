@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/consul/api"
+
 	"github.com/understudy-ha/understudy/cluster"
 	"github.com/understudy-ha/understudy/registry"
 	"github.com/understudy-ha/understudy/registry/registrytest"
@@ -48,6 +50,12 @@ func testAnnounce(t *testing.T, f *fixture) {
 	check(t, f.RegisterChecks(ctx, node, map[cluster.Check]time.Duration{cluster.CheckFiles: long}))
 	check(t, f.Post(ctx, cluster.CheckFiles, false, "not in sync"))
 	await(t, "the check fails", func() bool { return !f.health(t)[string(cluster.CheckFiles)].OK })
+	oneOf(t, f.server, cluster.RoleActive)
+
+	// What the servers alone take for failed passes with the next announcement.
+	f.fails(t, &api.AgentCheck{CheckID: "service:understudy-role", Name: "Service 'understudy' check", ServiceID: "understudy-role"})
+	await(t, "nobody is named", func() bool { return len(named(t, f.server, cluster.RoleActive)) == 0 })
+	check(t, f.Announce(ctx, node, cluster.RoleActive, 5432, long))
 	oneOf(t, f.server, cluster.RoleActive)
 
 	// An agent that was killed and started again still knows. It takes the announcement

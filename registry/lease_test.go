@@ -165,9 +165,14 @@ func (f *fixture) outdated(t *testing.T, c cluster.Check) {
 	t.Helper()
 	check(t, f.Post(t.Context(), c, true, "answers"))
 	await(t, "the check passes", func() bool { return f.health(t)[string(c)].OK })
-	node := f.server.Config.Name
-	_, err := f.raw.Catalog().Register(&api.CatalogRegistration{Node: node, Address: f.server.Config.Address, SkipNodeUpdate: true,
-		Check: &api.AgentCheck{Node: node, CheckID: c.ID(), Name: string(c), ServiceID: cluster.ServiceID, Status: api.HealthCritical}}, nil)
+	f.fails(t, &api.AgentCheck{CheckID: c.ID(), Name: string(c), ServiceID: cluster.ServiceID})
+}
+
+// fails has a check fail for the servers, of which the agent knows nothing.
+func (f *fixture) fails(t *testing.T, c *api.AgentCheck) {
+	t.Helper()
+	c.Node, c.Status = f.server.Config.Name, api.HealthCritical
+	_, err := f.raw.Catalog().Register(&api.CatalogRegistration{Node: c.Node, Address: f.server.Config.Address, SkipNodeUpdate: true, Check: c}, nil)
 	check(t, err)
 }
 
