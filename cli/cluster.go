@@ -220,28 +220,9 @@ func on(open func(*urfave.Context) (*member, error), do func(c *urfave.Context, 
 	}
 }
 
-// leaderWithin is what Consul's servers need to elect a leader, when theirs has
-// died, and a little more.
-const leaderWithin = 8 * time.Second
-
-// patiently does what may be done twice, again and again while Consul elects a
-// leader.
-func patiently(ctx context.Context, do func() error) error {
-	end := time.Now().Add(leaderWithin)
-	err := do()
-	for errors.Is(err, registry.ErrNoLeader) && time.Now().Before(end) && ctx.Err() == nil {
-		select {
-		case <-ctx.Done():
-		case <-time.After(200 * time.Millisecond):
-		}
-		err = do()
-	}
-	return err
-}
-
 // view reads the cluster's state. While Consul elects a leader it waits.
 func (m *member) view(ctx context.Context) (v cluster.View, err error) {
-	err = patiently(ctx, func() error {
+	err = membership.Patiently(ctx, func() error {
 		v, err = m.reg.View(ctx)
 		return err
 	})

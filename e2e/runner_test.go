@@ -210,7 +210,10 @@ func runnerJoins(t *testing.T, g *group) {
 	t.Run("a cluster of its own", func(t *testing.T) {
 		refused(t, g.start(t, "runner2"), 2, "node.kind", "a cluster is started on a manager")
 	})
-	want(t, g.join(t, "runner2", good, "node1"), 0, "runner2 is a runner of cluster")
+	// It waits while Consul elects a leader.
+	active := g.healthy(t, "node1", 4).Active
+	g.must(t, "kill", g.standbyLeadsConsul(t, active), "consul")
+	want(t, g.join(t, "runner2", good, active), 0, "runner2 is a runner of cluster")
 	g.healthy(t, "runner2", 5)
 	g.arrives(t, "meanwhile.txt", "while it was down", "runner2")
 }

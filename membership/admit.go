@@ -24,8 +24,17 @@ type Admitter struct {
 }
 
 // Admit checks the token and the newcomer, signs its certificate and makes it a
-// member. The same newcomer may ask again with the same token.
-func (a Admitter) Admit(ctx context.Context, r api.JoinRequest) (api.JoinReply, error) {
+// member. The same newcomer may ask again with the same token. Where the last one has
+// just been let in, Consul's leader often changes.
+func (a Admitter) Admit(ctx context.Context, r api.JoinRequest) (reply api.JoinReply, err error) {
+	err = Patiently(ctx, func() error {
+		reply, err = a.admit(ctx, r)
+		return err
+	})
+	return reply, err
+}
+
+func (a Admitter) admit(ctx context.Context, r api.JoinRequest) (api.JoinReply, error) {
 	view, err := a.Registry.View(ctx)
 	if err != nil {
 		return api.JoinReply{}, err

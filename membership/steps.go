@@ -18,6 +18,7 @@ import (
 	"github.com/understudy-ha/understudy/config"
 	"github.com/understudy-ha/understudy/node"
 	"github.com/understudy-ha/understudy/packaging"
+	"github.com/understudy-ha/understudy/registry"
 )
 
 // ErrMember is the error of start and join on a host that is a member already.
@@ -244,4 +245,13 @@ func insist(ctx context.Context, atMost time.Duration, do func(context.Context) 
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
+}
+
+// leaderWithin is what Consul's servers need to elect a leader, when theirs has
+// died, and a little more.
+const leaderWithin = 8 * time.Second
+
+// Patiently does what may be done twice, again and again while Consul elects a leader.
+func Patiently(ctx context.Context, do func() error) error {
+	return insist(ctx, leaderWithin, func(context.Context) error { return do() }, func(err error) bool { return errors.Is(err, registry.ErrNoLeader) })
 }
