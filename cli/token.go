@@ -70,10 +70,12 @@ func createToken(c *urfave.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := m.reg.CreateToken(c.Context, t); err != nil {
-		return err
-	}
-	if err := m.reg.CreateAdmission(c.Context, id, admission, c.Duration("ttl")); err != nil {
+	if err := membership.Patiently(c.Context, func() error {
+		if err := m.reg.CreateToken(c.Context, t); err != nil {
+			return err
+		}
+		return m.reg.CreateAdmission(c.Context, id, admission, c.Duration("ttl"))
+	}); err != nil {
 		return err
 	}
 	made := struct {

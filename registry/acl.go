@@ -346,7 +346,7 @@ func (c *Client) revoke(ctx context.Context, h Holder, node string) error {
 const admissionLasts = time.Hour
 
 // CreateAdmission makes the token of Consul's that makes newcomers members, for as
-// long as the join token with this id lasts and a little longer.
+// long as the join token with this id lasts and a little longer. It may be repeated.
 func (c *Client) CreateAdmission(ctx context.Context, id, secret string, ttl time.Duration) error {
 	policy, err := c.setPolicy(ctx, policyAdmission, admitting())
 	if err != nil {
@@ -357,7 +357,7 @@ func (c *Client) CreateAdmission(ctx context.Context, id, secret string, ttl tim
 	_, _, err = c.api.ACL().TokenCreate(&api.ACLToken{
 		SecretID: secret, Description: admissionBy(id), ExpirationTTL: ttl + admissionLasts, Policies: []*api.ACLTokenPolicyLink{{ID: policy}},
 	}, writing(ctx))
-	if err != nil {
+	if err != nil && !strings.Contains(err.Error(), "SecretID is already in use") { // it is ours: nobody guesses it
 		return failed("create token "+id, err)
 	}
 	return nil

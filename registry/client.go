@@ -35,7 +35,7 @@ type Config struct {
 	TLS     *tls.Config   // nil: plain HTTP
 	Token   string        // secret of the token to show; empty: none, for tests
 	Timeout time.Duration // bound of one request when its context has none nearer; 0: 8 s
-	Patient bool          // reads are tried again while Consul's leader changes
+	Patient bool          // requests are tried again while Consul's leader changes
 }
 
 // Client talks to the local Consul agent over connections that it keeps. It is

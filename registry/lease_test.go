@@ -210,14 +210,16 @@ func testLockBoundUnheard(t *testing.T, f *fixture) {
 	}
 }
 
-// Commands read on while Consul's leader changes; daemons hear of it at once.
+// Commands go on while Consul's leader changes, but with writes that may have been done;
+// daemons hear of it at once.
 func testPatience(t *testing.T, f *fixture) {
 	ctx := t.Context()
 	consul := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: f.server.Address})
 	var refusals atomic.Int32
+	words := "node is not the leader"
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if refusals.Add(-1) >= 0 {
-			http.Error(rw, "rpc error making call: node is not the leader", http.StatusInternalServerError)
+			http.Error(rw, "rpc error making call: "+words, http.StatusInternalServerError)
 			return
 		}
 		consul.ServeHTTP(rw, r)
@@ -236,11 +238,18 @@ func testPatience(t *testing.T, f *fixture) {
 	}
 	c, err := registry.Open(registry.Config{Address: server.Listener.Addr().String(), Token: f.server.Token, Patient: true})
 	check(t, err)
-	refusals.Store(1)
-	want(t, c.CreateCluster(ctx, cluster.Info{ID: "c1", Schema: cluster.Schema}), registry.ErrNoLeader) // a write is sent once
+	info := cluster.Info{ID: "c1", Schema: cluster.Schema}
+	refusals.Store(3)
+	check(t, c.CreateCluster(ctx, info))
 	refusals.Store(1 << 30)
 	_, err = c.Health(ctx)
 	want(t, err, registry.ErrNoLeader)
+	words = "leadership lost while committing log"
+	refusals.Store(1)
+	want(t, c.CreateCluster(ctx, info), registry.ErrNoLeader)
+	refusals.Store(1)
+	_, err = c.Health(ctx)
+	check(t, err)
 }
 
 // way is a way to Consul's API on which transactions, or their answers, get lost.

@@ -10,26 +10,36 @@ import (
 )
 
 const (
-	// patience is how long a read is tried again while Consul's leader changes.
+	// patience is how long a request is tried again while Consul's leader changes.
 	patience = 2 * time.Second
-	again    = 100 * time.Millisecond
+	tryAgain = 100 * time.Millisecond
 )
 
-// moving are the words of a server that has just ceased to lead, or of one that
-// asked it. An agent that knows of no leader has waited for one by itself.
-var moving = []string{"node is not the leader", "leadership transfer in progress", "leadership lost"}
+// refusing are the words of a server that has just ceased to lead, or of one that
+// asked it: nothing has been done. An agent that knows of no leader has waited for one
+// by itself.
+var refusing = []string{"node is not the leader", "leadership transfer in progress"}
 
-// patient tries reads again that a change of Consul's leader has spoiled. Commands are
-// to be patient: they would fail at a moment in which nothing is wrong. Daemons are to
-// know at once.
+// moving are these and those after which a write may have been done, or not.
+var moving = append([]string{"leadership lost"}, refusing...)
+
+// patient tries again what a change of Consul's leader has spoiled: reads, and writes
+// that have not been done. Commands are to be patient: they would fail at a moment in
+// which nothing is wrong. Daemons are to know at once.
 type patient struct{ *http.Transport }
 
-// RoundTrip is that of http.RoundTripper. Long polls and writes are sent once.
+// RoundTrip is that of http.RoundTripper. Long polls, and bodies that cannot be read
+// anew, are sent once.
 func (p patient) RoundTrip(r *http.Request) (*http.Response, error) {
+	words := refusing
+	if r.Method == http.MethodGet {
+		words = moving
+	}
+	again := r
 	for began := time.Now(); ; {
-		answer, err := p.Transport.RoundTrip(r)
-		read := r.Method == http.MethodGet && !r.URL.Query().Has("index")
-		if err != nil || answer.StatusCode != http.StatusInternalServerError || !read {
+		answer, err := p.Transport.RoundTrip(again)
+		unique := r.URL.Query().Has("index") || r.Body != nil && r.GetBody == nil
+		if err != nil || answer.StatusCode != http.StatusInternalServerError || unique {
 			return answer, err
 		}
 		text, err := io.ReadAll(answer.Body)
@@ -38,11 +48,25 @@ func (p patient) RoundTrip(r *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 		answer.Body = io.NopCloser(bytes.NewReader(text))
-		if !says(string(text), moving) || time.Since(began) > patience {
+		if !says(string(text), words) || time.Since(began) > patience {
 			return answer, nil
 		}
-		sleep(r.Context(), again)
+		if again, err = anew(r); err != nil {
+			return nil, err
+		}
+		sleep(r.Context(), tryAgain)
 	}
+}
+
+// anew is a request to be sent again, from its beginning.
+func anew(r *http.Request) (*http.Request, error) {
+	if r.Body == nil {
+		return r, nil
+	}
+	body, err := r.GetBody()
+	r = r.Clone(r.Context())
+	r.Body = body
+	return r, err
 }
 
 // says looks for any of the words.

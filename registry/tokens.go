@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -51,7 +52,7 @@ const (
 )
 
 // CreateToken keeps a new token, and deletes those that expired a day ago or
-// more.
+// more. It may be repeated with the same token.
 func (c *Client) CreateToken(ctx context.Context, t Token) error {
 	old, err := c.ListTokens(ctx)
 	if err != nil {
@@ -65,7 +66,11 @@ func (c *Client) CreateToken(ctx context.Context, t Token) error {
 		}
 	}
 	ok, err := c.cas(ctx, prefixTokens+t.ID, encode(t), 0)
-	if err == nil && !ok {
+	if err != nil || ok {
+		return err
+	}
+	there, err := c.get(ctx, prefixTokens+t.ID)
+	if err == nil && (there == nil || !bytes.Equal(there.Value, encode(t))) {
 		err = fmt.Errorf("create token %s: the id is in use", t.ID)
 	}
 	return err

@@ -23,6 +23,8 @@ func testTokens(t *testing.T, f *fixture) {
 	} {
 		token.SecretHash, token.Created, token.Expires = "hash", now, now.Add(time.Minute)
 		check(t, f.CreateToken(t.Context(), token))
+		check(t, f.CreateToken(t.Context(), token)) // nobody heard that it is there
+		token.SecretHash = "other"
 		if f.CreateToken(t.Context(), token) == nil {
 			t.Error("an id was used twice")
 		}
