@@ -28,8 +28,12 @@ var ErrMember = errors.New("this host is already a member of a cluster")
 type Progress func(step string, done bool, err error)
 
 type step struct {
-	name string // as people read it: "clone the database"
-	do   func(ctx context.Context) error
+	name string                          // as people read it: "clone the database"
+	do   func(ctx context.Context) error // may be repeated
+}
+
+func (s step) patiently(ctx context.Context) error {
+	return Patiently(ctx, func() error { return s.do(ctx) })
 }
 
 // run does the steps that are not done yet and keeps the record after each.
@@ -41,7 +45,7 @@ func run(ctx context.Context, h *node.Host, steps []step, show Progress) error {
 		show(s.name, false, nil)
 		err := ctx.Err()
 		if err == nil {
-			err = s.do(ctx)
+			err = s.patiently(ctx)
 		}
 		// Whatever a step says that was cut off: that is the reason.
 		if cut := ctx.Err(); err != nil && cut != nil && !errors.Is(err, cut) {
@@ -64,7 +68,7 @@ func run(ctx context.Context, h *node.Host, steps []step, show Progress) error {
 func inTurn(ctx context.Context, steps []step, show Progress) error {
 	for _, s := range steps {
 		show(s.name, false, nil)
-		err := s.do(ctx)
+		err := s.patiently(ctx)
 		show(s.name, true, err)
 		if err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
