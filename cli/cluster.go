@@ -222,7 +222,7 @@ func on(open func(*urfave.Context) (*member, error), do func(c *urfave.Context, 
 
 // view reads the cluster's state. While Consul elects a leader it waits.
 func (m *member) view(ctx context.Context) (v cluster.View, err error) {
-	err = membership.Patiently(ctx, func() error {
+	err = registry.Patiently(ctx, func() error {
 		v, err = m.reg.View(ctx)
 		return err
 	})

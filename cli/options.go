@@ -17,7 +17,7 @@ import (
 
 	"github.com/understudy-ha/understudy/cli/lateflags"
 	"github.com/understudy-ha/understudy/cluster"
-	"github.com/understudy-ha/understudy/membership"
+	"github.com/understudy-ha/understudy/registry"
 )
 
 func optionsFlag() urfave.Flag {
@@ -188,7 +188,7 @@ func setOptions(c *urfave.Context) error {
 // change sets options of a node, or of the cluster where node is empty, and returns
 // what that has changed.
 func (m *member) change(ctx context.Context, node string, o cluster.Options) (changed []cluster.OptionChange, err error) {
-	err = membership.Patiently(ctx, func() error {
+	err = registry.Patiently(ctx, func() error {
 		if node == "" {
 			before, after, err := m.reg.SetOptions(ctx, o)
 			changed = cluster.Changed("", before, after)
@@ -227,7 +227,7 @@ func (m *member) tell(ctx context.Context, kind, message string, data any) error
 	view, err := m.view(ctx)
 	if err == nil {
 		e.Epoch = view.NextMaster.Epoch
-		err = membership.Patiently(ctx, func() (err error) {
+		err = registry.Patiently(ctx, func() (err error) {
 			e, err = m.reg.AppendEvent(ctx, e) // has its ID from then on, and is added once
 			return err
 		})

@@ -9,7 +9,7 @@ import (
 	urfave "github.com/urfave/cli/v2"
 
 	"github.com/understudy-ha/understudy/cluster"
-	"github.com/understudy-ha/understudy/membership"
+	"github.com/understudy-ha/understudy/registry"
 )
 
 // heardWithin is how long pause and resume wait for every node to hear of it.
@@ -68,7 +68,7 @@ func changePause(c *urfave.Context, want func(*member, cluster.View) (*cluster.P
 		return err
 	}
 	var changed bool
-	if err := membership.Patiently(c.Context, func() error {
+	if err := registry.Patiently(c.Context, func() error {
 		now, err := m.reg.SetPause(c.Context, p)
 		changed = changed || now
 		return err

@@ -70,7 +70,7 @@ func createToken(c *urfave.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := membership.Patiently(c.Context, func() error {
+	if err := registry.Patiently(c.Context, func() error {
 		if err := m.reg.CreateToken(c.Context, t); err != nil {
 			return err
 		}

@@ -27,7 +27,7 @@ type Admitter struct {
 // member. The same newcomer may ask again with the same token. Where the last one has
 // just been let in, Consul's leader often changes.
 func (a Admitter) Admit(ctx context.Context, r api.JoinRequest) (reply api.JoinReply, err error) {
-	err = Patiently(ctx, func() error {
+	err = registry.Patiently(ctx, func() error {
 		reply, err = a.admit(ctx, r)
 		return err
 	})

@@ -33,7 +33,7 @@ type step struct {
 }
 
 func (s step) patiently(ctx context.Context) error {
-	return Patiently(ctx, func() error { return s.do(ctx) })
+	return registry.Patiently(ctx, func() error { return s.do(ctx) })
 }
 
 // run does the steps that are not done yet and keeps the record after each.
@@ -249,13 +249,4 @@ func insist(ctx context.Context, atMost time.Duration, do func(context.Context) 
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
-}
-
-// leaderWithin is what Consul's servers need to elect a leader, when theirs has
-// died, and a little more.
-const leaderWithin = 8 * time.Second
-
-// Patiently does what may be done twice, again and again while Consul elects a leader.
-func Patiently(ctx context.Context, do func() error) error {
-	return insist(ctx, leaderWithin, func(context.Context) error { return do() }, func(err error) bool { return errors.Is(err, registry.ErrNoLeader) })
 }

@@ -210,7 +210,7 @@ func testLockBoundUnheard(t *testing.T, f *fixture) {
 	}
 }
 
-// Commands go on while Consul's leader changes, but with writes that may have been done;
+// Commands go on while Consul's leader changes, except with writes that may have been done;
 // daemons hear of it at once.
 func testPatience(t *testing.T, f *fixture) {
 	ctx := t.Context()

@@ -2,6 +2,8 @@ package registry
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"io"
 	"net/http"
 	"slices"
@@ -13,7 +15,21 @@ const (
 	// patience is how long a request is tried again while Consul's leader changes.
 	patience = 2 * time.Second
 	tryAgain = 100 * time.Millisecond
+	// leaderWithin is what Consul's servers need to elect a leader, when theirs has
+	// died, and a little more.
+	leaderWithin = 8 * time.Second
 )
+
+// Patiently does what may be done twice, again and again while Consul elects a leader.
+func Patiently(ctx context.Context, do func() error) error {
+	end := time.Now().Add(leaderWithin)
+	err := do()
+	for errors.Is(err, ErrNoLeader) && time.Now().Before(end) && ctx.Err() == nil {
+		sleep(ctx, 2*tryAgain)
+		err = do()
+	}
+	return err
+}
 
 // refusing are the words of a server that has just ceased to lead, or of one that
 // asked it: nothing has been done. An agent that knows of no leader has waited for one
